@@ -1,0 +1,31 @@
+# Needs Python >= 3.11, git and make. Everything else is installed into .venv by the first target.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format constraints
+.DELETE_ON_ERROR:
+
+demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noisy labels
+	$(BIN)/python -m examples.train
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: .venv/installed  ## pins the newest versions
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--upgrade --no-header --no-annotate --no-emit-index-url -o constraints.txt
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,66 @@
+"""Argument checks: every error names the argument, its value and what is allowed."""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raises unless ``value`` is a finite real scalar in [low, high], or (above, below).
+
+    A traced value (``optax.inject_hyperparams``) has no value yet and passes.
+    """
+    if isinstance(value, Tracer):
+        return
+    lower = f"> {above}" if above is not None else f">= {low}" if low > -math.inf else ""
+    upper = f"< {below}" if below is not None else f"<= {high}" if high < math.inf else ""
+    allowed = " ".join(["a finite number", " and ".join(filter(None, (lower, upper)))]).strip()
+    is_scalar_array = isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
+    if isinstance(value, bool) or not (isinstance(value, numbers.Real) or is_scalar_array):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}.")
+    x = float(value)
+    inside = low <= x <= high and (above is None or x > above) and (below is None or x < below)
+    if not (math.isfinite(x) and inside):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def check_integer(name: str, value: Any, *, low: int, high: int | None = None) -> None:
+    """Raises unless ``value`` is a whole number in [low, high].
+
+    Arrays and traced values pass whatever their dtype: ``optax.inject_hyperparams`` turns every
+    number into a float32 array.
+    """
+    bounds = f">= {low}" if high is None else f"in [{low}, {high}]"
+    if isinstance(value, Tracer):
+        return
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
+        value = value.item()
+        is_whole = float(value).is_integer()
+    else:
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole:
+        raise TypeError(f"{name} must be an integer {bounds}, got {value!r}.")
+    if int(value) < low or (high is not None and int(value) > high):
+        raise ValueError(f"{name} must be an integer {bounds}, got {value!r}.")
+
+
+def check_scalar_or_schedule(name: str, value: Any, **bounds: Any) -> None:
+    """As ``check_number``, and a callable ``step -> scalar`` passes if it returns a scalar."""
+    if not callable(value):
+        check_number(name, value, **bounds)
+        return
+    result = jax.eval_shape(value, jax.ShapeDtypeStruct((), np.int32))
+    if not (hasattr(result, "shape") and result.shape == ()):
+        raise ValueError(f"{name} must be a scalar or a schedule that returns one, got {result!r}.")

@@ -1,0 +1,68 @@
+"""Pytree arithmetic that is safe in every dtype: at least float32, no division by zero."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def wide_dtype(x: chex.Array) -> Any:
+    """The dtype in which ``x`` is measured and perturbed: its own, but at least float32."""
+    dtype = jnp.asarray(x).dtype
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+def widen(tree: Any) -> Any:
+    """Casts bfloat16 and float16 leaves to float32, leaves every other one as it is."""
+    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(x)), tree)
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """Casts each leaf of ``tree`` to the dtype of the same leaf of ``like``."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def scale(factor: chex.Numeric, tree: Any) -> Any:
+    """``factor * tree``, in the dtypes of ``tree``."""
+    return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, tree)
+
+
+def add(a: Any, b: Any) -> Any:
+    """``a + b``, in the dtypes of ``a``."""
+    return jax.tree.map(lambda x, y: x + y.astype(x.dtype), a, b)
+
+
+def subtract(a: Any, b: Any) -> Any:
+    """``a - b``, in the dtypes of ``a``."""
+    return jax.tree.map(lambda x, y: x - y.astype(x.dtype), a, b)
+
+
+def where(condition: chex.Array, a: Any, b: Any) -> Any:
+    """Selects the whole of ``a`` or the whole of ``b`` by one scalar condition."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def dot(a: Any, b: Any) -> jax.Array:
+    """Real inner product over all leaves, accumulated in at least float32."""
+
+    def leaf_dot(x, y):
+        return jnp.sum(jnp.real(x * jnp.conj(y)))
+
+    products = [
+        leaf_dot(x, y)
+        for x, y in zip(jax.tree.leaves(widen(a)), jax.tree.leaves(widen(b)), strict=True)
+    ]
+    dtype = jnp.float64 if any(p.dtype == jnp.float64 for p in products) else jnp.float32
+    return sum((p.astype(dtype) for p in products), start=jnp.zeros([], dtype))
+
+
+def norm(tree: Any) -> jax.Array:
+    """Euclidean norm over all leaves, accumulated in at least float32."""
+    return jnp.sqrt(dot(tree, tree))
+
+
+def safe_divide(numerator: chex.Numeric, denominator: chex.Numeric) -> jax.Array:
+    """``numerator / denominator``, and 0 where the denominator is 0."""
+    is_zero = jnp.equal(denominator, 0)
+    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))

@@ -1,0 +1,150 @@
+"""Convolutions that stay fast inside `lax.cond`, `scan` and `while_loop` on XLA:CPU."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.core import eval_jaxpr
+from jax.extend.backend import backends
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core.primitives import conv_general_dilated_p, transpose_p
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def fast_convolutions(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns `fn` with convolutions that XLA:CPU runs fast wherever `fn` is called.
+
+    XLA:CPU brings convolutions into the form its fast kernels need, N-spatial-C, spatial-I-O,
+    N-spatial-C, in the entry computation only (https://github.com/jax-ml/jax/issues/12868).
+    The gradient of a convolution never has that form, and so runs 20 to 30 times slower inside
+    `lax.cond`, `lax.scan` or `lax.while_loop`. Here `fn` is traced, once a call, and each of its
+    convolutions in another form becomes transpose, convolution in that form, transpose: what XLA
+    does at the top level, so the results have the same bits. This reaches into everything that
+    holds a jaxpr (`jit`, control flow, `jax.checkpoint`, `shard_map`, custom derivatives). All
+    other equations are kept as they are, and so are custom derivative rules; the convolutions
+    inside a rule are reached if `fn` itself differentiates it, as `jax.grad` of a loss does.
+
+    Other platforms run `fn` as it is: with any backend beside CPU's present, both forms are
+    staged and `lax.platform_dependent` picks one when the platform is known. A process that has
+    CPU's only stages the one form, also where it exports to another platform. Nothing is
+    rewritten if there is nothing to gain. If rewriting fails, `fn` runs as it is, with a
+    RuntimeWarning.
+
+    Args:
+      fn: function of one pytree, for instance `params -> gradients`. It may close over tracers.
+        It is traced, so it cannot depend on the values in that pytree by Python control flow.
+
+    Returns:
+      A function of the same pytree with the same results, shapes, dtypes, effects and derivatives.
+
+    Raises:
+      Nothing of its own; what `fn` raises is passed on.
+    """
+
+    @functools.wraps(fn)
+    def fast_fn(params):
+        # jit's cache knows a function by identity, and fn may close over other tracers by now.
+        jaxpr, shapes = jax.make_jaxpr(functools.partial(fn), return_shape=True)(params)
+        try:
+            canonical = _with_canonical_convolutions(jaxpr)
+        except Exception as error:
+            _warn_once(f"Convolutions inside lax.cond will be slow on CPU: {error!r}")
+            canonical = jaxpr
+        leaves = jax.tree.leaves(params)
+        if canonical is jaxpr or set(backends()) == {"cpu"}:
+            outputs = _evaluate(canonical, *leaves)
+        else:
+            outputs = lax.platform_dependent(
+                *leaves,
+                cpu=functools.partial(_evaluate, canonical),
+                default=functools.partial(_evaluate, jaxpr),
+            )
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    return fast_fn
+
+
+def _evaluate(jaxpr: ClosedJaxpr, *args):
+    return eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *args)
+
+
+@functools.cache
+def _warn_once(message: str):
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _with_canonical_convolutions(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+    """Rewrites every convolution, at any depth; what has none to rewrite stays the same object."""
+
+    @functools.cache  # a jaxpr used twice is also lowered and compiled once
+    def rewrite(value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr):
+            inner = rewrite(value.jaxpr)
+            return value if inner is value.jaxpr else value.replace(jaxpr=inner)
+        eqns = [new for old in value.eqns for new in rewrite_equation(old)]
+        return value.replace(eqns=eqns) if eqns != value.eqns else value
+
+    def rewrite_param(value):
+        if isinstance(value, Jaxpr | ClosedJaxpr):
+            return rewrite(value)
+        if isinstance(value, tuple):  # lax.cond's branches; lax.custom_linear_solve's NamedTuple
+            new = [rewrite_param(v) for v in value]
+            if any(n is not v for n, v in zip(new, value, strict=True)):
+                return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
+        return value
+
+    def rewrite_equation(eqn: JaxprEqn) -> list[JaxprEqn]:
+        if eqn.primitive is conv_general_dilated_p:
+            return _canonical_convolution(eqn)
+        params = {name: rewrite_param(value) for name, value in eqn.params.items()}
+        same = all(params[name] is value for name, value in eqn.params.items())
+        return [eqn if same else eqn.replace(params=params)]
+
+    return rewrite(jaxpr)
+
+
+def _canonical_convolution(eqn: JaxprEqn) -> list[JaxprEqn]:
+    """The equations of transpose, convolution in canonical form, transpose."""
+    numbers = eqn.params["dimension_numbers"]
+    lhs, out = ((batch, *spatial, feature) for batch, feature, *spatial in numbers[::2])
+    out_feature, in_feature, *spatial = numbers.rhs_spec
+    rhs = (*spatial, in_feature, out_feature)
+    order = tuple(range(len(rhs)))
+    if lhs == rhs == out == order:
+        return [eqn]
+    *spatial, first, last = order
+    nhwc, hwio = (0, last, *order[1:-1]), (last, first, *spatial)
+    params = eqn.params | {"dimension_numbers": type(numbers)(nhwc, hwio, nhwc)}
+    if params.get("out_sharding") is not None:
+        params["out_sharding"] = _permuted(params["out_sharding"], out)
+
+    variables = *eqn.invars, *eqn.outvars
+    avals = map(_permuted_aval, (v.aval for v in variables), (lhs, rhs, out))
+    with eqn.ctx.manager:  # a throwaway trace is the one way to new variables all versions share
+        x, w, y = jax.make_jaxpr(lambda *_: None)(*avals).jaxpr.invars
+
+    def transpose(variable, order, result):
+        params = {"permutation": order}
+        return eqn.replace(
+            primitive=transpose_p, params=params, invars=[variable], outvars=[result]
+        )
+
+    return [
+        transpose(eqn.invars[0], lhs, x),
+        transpose(eqn.invars[1], rhs, w),
+        eqn.replace(params=params, invars=[x, w], outvars=[y]),
+        transpose(y, tuple(out.index(i) for i in order), eqn.outvars[0]),
+    ]
+
+
+def _permuted_aval(aval: Any, order: tuple[int, ...]) -> Any:
+    shape = tuple(aval.shape[i] for i in order)
+    return aval.update(shape=shape, sharding=_permuted(aval.sharding, order))
+
+
+def _permuted(sharding: NamedSharding, order: tuple[int, ...]) -> NamedSharding:
+    spec = *sharding.spec, *[None] * len(order)
+    return NamedSharding(sharding.mesh, PartitionSpec(*(spec[i] for i in order)))

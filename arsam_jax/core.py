@@ -1,0 +1,312 @@
+"""The core: joins radius, probe, sampling and correction with one ``lax.cond``."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from arsam_jax import _check, _tree
+from arsam_jax import correction as correction_lib
+from arsam_jax import probe as probe_lib
+from arsam_jax import sampling as sampling_lib
+from arsam_jax._xla_cpu import fast_convolutions
+
+_EXAMPLE_CALL = """
+    def grad_fn(params):  # the same mini-batch, the same dropout key
+        return jax.grad(loss_fn)(params, batch)
+    updates, opt_state = tx.update(grad_fn(params), opt_state, params, grad_fn=grad_fn)"""
+
+
+class Metrics(NamedTuple):
+    """What a sharpness-aware step did. All are scalars, float32 where not said.
+
+    Attributes:
+      sampled: bool, whether the last step took the second gradient.
+      num_sampled: int32, the steps so far that did.
+      rho: ρ of the last step.
+      grad_norm: ‖g‖ of the last step.
+      perturbed_grad_norm: norm of the perturbed gradient of the last sampled step; like the next
+        two, 0 before the first.
+      correction_norm: ‖PSF‖ of the last sampled step, PSF = perturbed gradient − gradient.
+      cosine: between the gradient and the perturbed gradient of the last sampled step.
+    """
+
+    sampled: jax.Array
+    num_sampled: jax.Array
+    rho: jax.Array
+    grad_norm: jax.Array
+    perturbed_grad_norm: jax.Array
+    correction_norm: jax.Array
+    cosine: jax.Array
+
+
+class SharpnessAwareState(NamedTuple):
+    """State of ``sharpness_aware``: arrays only, of fixed shapes and dtypes.
+
+    Attributes:
+      step: int32 scalar, the steps taken.
+      age: int32 scalar, the steps since the last sample with a finite perturbed gradient.
+      probe: state of the probe.
+      sampling: state of the sampling policy.
+      correction: state of the correction.
+      metrics: see ``Metrics``.
+    """
+
+    step: jax.Array
+    age: jax.Array
+    probe: Any
+    sampling: Any
+    correction: Any
+    metrics: Metrics
+
+
+def sharpness_aware(
+    rho: optax.ScalarOrSchedule,
+    *,
+    probe: probe_lib.Probe = probe_lib.perturb(),  # noqa: B008
+    sampling: sampling_lib.SamplingPolicy = sampling_lib.always(),  # noqa: B008
+    correction: correction_lib.Correction = correction_lib.replace(),  # noqa: B008
+) -> optax.GradientTransformationExtraArgs:
+    """Turns gradients into sharpness-aware gradients: radius × probe × sampling × correction.
+
+    The first link of a chain, never a wrapper around the base optimizer::
+
+        tx = optax.chain(sharpness_aware(0.1), optax.sgd(0.1, momentum=0.9))
+        updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+
+    ``grad_fn(params) -> grads`` evaluates the same mini-batch with the same dropout key as
+    ``grads``; gradients are already averaged over devices. ``value_fn(params) -> loss`` is
+    accepted instead. Extra arguments that no part needs are ignored.
+
+    A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
+    second gradient is taken where ρ(t) is not positive or the gradient is not finite. A
+    perturbed gradient that is not finite is emitted, so that ``optax.apply_if_finite`` further
+    down the chain sees it, and leaves the states of probe, policy and correction as they were.
+
+    Under ``vmap`` a batched decision runs both branches: every step then costs two gradients.
+
+    Args:
+      rho: ρ >= 0, the radius of the perturbation, or a schedule ``step -> ρ``.
+      probe: how the second gradient is taken.
+      sampling: on which steps.
+      correction: what is emitted and kept.
+
+    Returns:
+      A transformation whose ``update`` needs ``params`` and ``grad_fn`` (or ``value_fn``).
+
+    Raises:
+      TypeError, ValueError: at construction for a bad argument, at trace time for a missing or
+        wrong extra argument; each names it.
+    """
+    _check.check_scalar_or_schedule("rho", rho, low=0)
+    for name, part, kind in (
+        ("probe", probe, probe_lib.Probe),
+        ("sampling", sampling, sampling_lib.SamplingPolicy),
+        ("correction", correction, correction_lib.Correction),
+    ):
+        if not isinstance(part, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {part!r}.")
+
+    def init_fn(params):
+        metrics = Metrics(*(jnp.zeros([], _METRIC_DTYPES[name]) for name in Metrics._fields))
+        return SharpnessAwareState(
+            step=jnp.zeros([], jnp.int32),
+            age=jnp.full([], correction_lib.NEVER, jnp.int32),
+            probe=probe.init(params),
+            sampling=sampling.init(),
+            correction=correction.init(params),
+            metrics=metrics,
+        )
+
+    def update_fn(updates, state, params=None, *, grad_fn=None, value_fn=None, **extra_args):
+        grad_fn = _resolve_grad_fn(updates, params, grad_fn, value_fn)
+        grads = _tree.widen(updates)
+        rho_t = rho(state.step) if callable(rho) else rho
+        grad_norm = _tree.norm(grads)
+        is_finite = jnp.isfinite(grad_norm)
+        watched = _watch(sampling.norm_mask)
+
+        wanted, sampling_state = sampling.decide(state.sampling, state.step, watched(grads))
+        sampling_state = _tree.where(is_finite, sampling_state, state.sampling)
+        sampled = wanted & is_finite & jnp.greater(rho_t, 0)
+        age = jnp.where(state.age < correction_lib.NEVER, state.age + 1, state.age)
+
+        def fresh(params):
+            perturbed_grads, probe_state = probe.update(
+                grads,
+                state.probe,
+                params,
+                rho=rho_t,
+                step=state.step,
+                grad_fn=grad_fn,
+                **extra_args,
+            )
+            perturbed_grads = _tree.widen(perturbed_grads)
+            perturbed_norm = _tree.norm(perturbed_grads)
+            emitted, correction_state = correction.fresh(state.correction, grads, perturbed_grads)
+            psf = _tree.subtract(perturbed_grads, grads)
+            is_accepted = jnp.isfinite(perturbed_norm)
+            return _StepResult(
+                updates=_tree.cast_like(emitted, updates),
+                probe=_tree.where(is_accepted, probe_state, state.probe),
+                correction=_tree.where(is_accepted, correction_state, state.correction),
+                is_accepted=is_accepted,
+                watched_correction_norm=watched(psf),
+                perturbed_grad_norm=_float32(perturbed_norm),
+                correction_norm=_float32(_tree.norm(psf)),
+                cosine=_float32(
+                    _tree.safe_divide(_tree.dot(grads, perturbed_grads), grad_norm * perturbed_norm)
+                ),
+            )
+
+        def stale(params):
+            del params
+            return _StepResult(
+                updates=_tree.cast_like(correction.stale(state.correction, grads, age), updates),
+                probe=state.probe,
+                correction=state.correction,
+                is_accepted=jnp.array(False),
+                watched_correction_norm=jnp.zeros([], jnp.float32),
+                perturbed_grad_norm=state.metrics.perturbed_grad_norm,
+                correction_norm=state.metrics.correction_norm,
+                cosine=state.metrics.cosine,
+            )
+
+        if isinstance(sampled, Tracer):
+            result = jax.lax.cond(sampled, fast_convolutions(fresh), stale, params)
+        else:  # outside jit, where a cond would be compiled anew at every step
+            result = fresh(params) if sampled else stale(params)
+
+        state = SharpnessAwareState(
+            step=jnp.asarray(optax.safe_increment(state.step)),
+            age=jnp.where(result.is_accepted, 0, age),
+            probe=result.probe,
+            sampling=sampling.record(
+                sampling_state,
+                state.step,
+                result.is_accepted,
+                watched(grads),
+                result.watched_correction_norm,
+            ),
+            correction=result.correction,
+            metrics=Metrics(
+                sampled=sampled,
+                num_sampled=state.metrics.num_sampled + sampled.astype(jnp.int32),
+                rho=jnp.asarray(rho_t, jnp.float32),
+                grad_norm=_float32(grad_norm),
+                perturbed_grad_norm=result.perturbed_grad_norm,
+                correction_norm=result.correction_norm,
+                cosine=result.cosine,
+            ),
+        )
+        return result.updates, state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def get_state(opt_state: Any) -> SharpnessAwareState:
+    """The state of the one sharpness-aware link anywhere in an optimizer state.
+
+    Raises:
+      ValueError: if there is none, or more than one.
+    """
+
+    def is_state(x):
+        return isinstance(x, SharpnessAwareState)
+
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state must hold exactly one sharpness-aware state, found {len(found)}."
+        )
+    return found[0]
+
+
+def get_metrics(opt_state: Any) -> Metrics:
+    """The metrics of the one sharpness-aware link anywhere in an optimizer state.
+
+    Raises:
+      ValueError: if there is none, or more than one.
+    """
+    return get_state(opt_state).metrics
+
+
+class _StepResult(NamedTuple):
+    updates: Any
+    probe: Any
+    correction: Any
+    is_accepted: jax.Array
+    watched_correction_norm: jax.Array
+    perturbed_grad_norm: jax.Array
+    correction_norm: jax.Array
+    cosine: jax.Array
+
+
+_METRIC_DTYPES = dict.fromkeys(Metrics._fields, jnp.float32) | {
+    "sampled": jnp.bool_,
+    "num_sampled": jnp.int32,
+}
+
+
+def _float32(x):
+    return x.astype(jnp.float32)
+
+
+def _watch(norm_mask):
+    """The norm a sampling policy sees."""
+
+    def watched(tree):
+        if norm_mask is None:
+            return _float32(_tree.norm(tree))
+        mask = norm_mask(tree) if callable(norm_mask) else norm_mask
+        kept = jax.tree.map(lambda keep, subtree: subtree if keep else None, mask, tree)
+        return _float32(_tree.norm(kept))
+
+    return watched
+
+
+def _resolve_grad_fn(grads, params, grad_fn, value_fn):
+    """Checks what a step was called with and returns a ``grad_fn`` that checks what it returns."""
+    if params is None:
+        raise ValueError(
+            "A sharpness-aware update needs params: tx.update(grads, state, params, ...)."
+        )
+    if _has_masked_nodes(grads) or _has_masked_nodes(params):
+        raise ValueError(
+            "A sharpness-aware link got masked parameters, on which grad_fn cannot be evaluated."
+            " Put optax.masked or optax.partition inside the ascent (see arsam_jax.ascent), not"
+            " around the link."
+        )
+    if grad_fn is None and value_fn is None:
+        raise ValueError(
+            "A sharpness-aware update needs grad_fn (or value_fn), which evaluates the same"
+            f" mini-batch at other parameters:\n{_EXAMPLE_CALL}\nIf it was passed, a wrapper"
+            " around this link does not forward extra arguments."
+        )
+    for name, function in (("grad_fn", grad_fn), ("value_fn", value_fn)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be a function of params, got {function!r}.")
+    evaluate = jax.grad(value_fn) if grad_fn is None else grad_fn
+
+    def checked(params):
+        perturbed_grads = evaluate(params)
+        same_structure = jax.tree.structure(grads) == jax.tree.structure(perturbed_grads)
+        shapes = [list(map(jnp.shape, jax.tree.leaves(t))) for t in (grads, perturbed_grads)]
+        if not same_structure or shapes[0] != shapes[1]:
+            raise ValueError(
+                "grad_fn(params) must return gradients only, shaped like grads (not a loss, nor"
+                f" auxiliary data). Expected {jax.tree.structure(grads)} of shapes {shapes[0]},"
+                f" got {jax.tree.structure(perturbed_grads)} of shapes {shapes[1]}."
+            )
+        return perturbed_grads
+
+    return checked
+
+
+def _has_masked_nodes(tree):
+    def is_masked(x):
+        return isinstance(x, optax.MaskedNode)
+
+    return any(is_masked(x) for x in jax.tree.leaves(tree, is_leaf=is_masked))

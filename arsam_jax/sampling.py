@@ -1,0 +1,220 @@
+"""Sampling policies: on which steps the second gradient is paid for.
+
+A policy sees scalars only, and only ones that are the same on every device, so that all devices
+take the same branch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from arsam_jax import _check, _tree
+
+ParamsMask = Any | Callable[[Any], Any] | None
+"""A tree of bools that is a prefix of the parameters, or a function that makes it from them."""
+
+
+class SamplingPolicy(NamedTuple):
+    """Decides on which steps the second gradient is taken. Pure functions of scalars.
+
+    Attributes:
+      init: ``() -> state``.
+      decide: ``(state, step, grad_norm) -> (bool[], state)``, before the step; ``step`` (int32
+        scalar) counts from 0.
+      record: ``(state, step, sampled, grad_norm, correction_norm) -> state``, after the step.
+        ``sampled`` says whether a finite perturbed gradient was taken, ``correction_norm`` is
+        ‖PSF‖ if so and stale if not.
+      norm_mask: the leaves over which both norms are taken; None for all of them.
+    """
+
+    init: Callable[[], Any]
+    decide: Callable[..., tuple[jax.Array, Any]]
+    record: Callable[..., Any] = lambda state, *_: state
+    norm_mask: ParamsMask = None
+
+
+def always() -> SamplingPolicy:
+    """Every step: SAM's two gradients a step."""
+    return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (jnp.array(True), state))
+
+
+def never() -> SamplingPolicy:
+    """No step: the base optimizer, bit for bit, at its price."""
+    return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (jnp.array(False), state))
+
+
+def every_k(k: int) -> SamplingPolicy:
+    """Steps 0, k, 2k, ...: 1 + 1/k gradients a step."""
+    _check.check_integer("k", k, low=1)
+
+    def decide(state, step, grad_norm):
+        del grad_norm
+        return step % jnp.asarray(k, jnp.int32) == 0, state
+
+    return SamplingPolicy(lambda: (), decide)
+
+
+class BernoulliState(NamedTuple):
+    """State of ``bernoulli``: ``key``, uint32 (2,), folded with the step for each draw."""
+
+    key: jax.Array
+
+
+def bernoulli(probability: chex.Numeric | Callable, seed: int = 0) -> SamplingPolicy:
+    """Each step on its own with a probability: 1 + p gradients a step.
+
+    Args:
+      probability: in [0, 1], or a schedule ``step -> probability``.
+      seed: of the draws. The draw of a step depends on the seed and the step alone.
+    """
+    _check.check_scalar_or_schedule("probability", probability, low=0, high=1)
+    _check_seed(seed)
+
+    def decide(state, step, grad_norm):
+        del grad_norm
+        p = probability(step) if callable(probability) else probability
+        return _draw(state.key, step, p), state
+
+    return SamplingPolicy(lambda: BernoulliState(_make_key(seed)), decide)
+
+
+class AutoregressiveState(NamedTuple):
+    """State of ``autoregressive``; every field but the key is a scalar.
+
+    Attributes:
+      key: uint32 (2,), folded with the step for each draw.
+      ratio: c, ‖PSF‖ / ‖g‖ of the last sampled step; 0 before the first.
+      ema_ratio: r̂, the moving average of the relative change of the ratio.
+      samples: s, the expected number of samples in a segment.
+      probability: p = s / M, of sampling each step of this segment.
+      segment_samples: int32, the samples taken in this segment so far.
+    """
+
+    key: jax.Array
+    ratio: jax.Array
+    ema_ratio: jax.Array
+    samples: jax.Array
+    probability: jax.Array
+    segment_samples: jax.Array
+
+
+def autoregressive(
+    alpha: float,
+    *,
+    ema_decay: float = 0.9,
+    segment_length: int = 50,
+    initial_samples: float = 1,
+    min_samples: float = 1,
+    warmup_steps: int = 0,
+    norm_mask: ParamsMask = None,
+    seed: int = 0,
+) -> SamplingPolicy:
+    r"""ARSAM's controller: sample more while the PSF's share of the gradient grows.
+
+    On a sampled step i, with c_i = ‖PSF_i‖ / ‖g_i‖ and c_prev that of the sampled step before,
+
+    .. math::
+        r_i = (c_i - c_{prev}) / c_{prev}, \qquad
+        \hat r \leftarrow \beta \hat r + (1 - \beta) r_i,
+
+    and at the end of each segment of M steps
+
+    .. math::
+        s \leftarrow \mathrm{clip}(s\,(1 + \alpha \hat r), s_{min}, M), \qquad p = s / M.
+
+    A segment in which nothing was sampled leaves s as it was; the first sample only sets c; a
+    c_prev of 0 or a c that is not finite leaves r̂ as it was.
+
+    Args:
+      alpha: α >= 0, how strongly a change of the ratio moves the number of samples.
+      ema_decay: β in [0, 1).
+      segment_length: M, in steps.
+      initial_samples: s in the first segment, in [min_samples, segment_length].
+      min_samples: the least s, in [0, segment_length].
+      warmup_steps: I_start; the first ``warmup_steps`` steps are all sampled and leave s alone.
+      norm_mask: restricts both norms of c to some leaves (the paper takes the last few layers).
+      seed: of the draws.
+
+    Returns:
+      A policy that costs 1 + mean(p) gradients a step.
+
+    References:
+      Deng and Pang, ARSAM (arXiv 2510.03763), equations 9 to 13 and algorithm 1.
+    """
+    _check.check_number("alpha", alpha, low=0)
+    _check.check_number("ema_decay", ema_decay, low=0, below=1)
+    _check.check_integer("segment_length", segment_length, low=1)
+    _check.check_integer("warmup_steps", warmup_steps, low=0)
+    _check_seed(seed)
+    if not isinstance(segment_length, Tracer):
+        most = float(segment_length)
+        _check.check_number("min_samples", min_samples, low=0, high=most)
+        if not isinstance(min_samples, Tracer):
+            least = float(min_samples)
+            _check.check_number("initial_samples", initial_samples, low=least, high=most)
+
+    def init():
+        samples = jnp.asarray(initial_samples, jnp.float32)
+        return AutoregressiveState(
+            key=_make_key(seed),
+            ratio=jnp.zeros([], jnp.float32),
+            ema_ratio=jnp.zeros([], jnp.float32),
+            samples=samples,
+            probability=samples / segment_length,
+            segment_samples=jnp.zeros([], jnp.int32),
+        )
+
+    def decide(state, step, grad_norm):
+        del grad_norm
+        drawn = _draw(state.key, step, state.probability)
+        return drawn | (step < jnp.asarray(warmup_steps, jnp.int32)), state
+
+    def record(state, step, sampled, grad_norm, correction_norm):
+        ratio = correction_norm / grad_norm
+        is_ratio = sampled & jnp.isfinite(ratio)
+        change = _tree.safe_divide(ratio - state.ratio, state.ratio)
+        decay = jnp.asarray(ema_decay, jnp.float32)
+        ema_ratio = jnp.where(
+            is_ratio & (state.ratio > 0),
+            decay * state.ema_ratio + (1 - decay) * change,
+            state.ema_ratio,
+        )
+        segment_samples = state.segment_samples + sampled.astype(jnp.int32)
+
+        done = step + 1
+        is_segment_end = done % jnp.asarray(segment_length, jnp.int32) == 0
+        is_moved = is_segment_end & (done > jnp.asarray(warmup_steps, jnp.int32))
+        samples = jnp.clip(
+            state.samples * (1 + jnp.asarray(alpha, jnp.float32) * ema_ratio),
+            jnp.asarray(min_samples, jnp.float32),
+            jnp.asarray(segment_length, jnp.float32),
+        )
+        samples = jnp.where(is_moved & (segment_samples > 0), samples, state.samples)
+        return AutoregressiveState(
+            key=state.key,
+            ratio=jnp.where(is_ratio, ratio, state.ratio),
+            ema_ratio=ema_ratio,
+            samples=samples,
+            probability=samples / jnp.asarray(segment_length, jnp.float32),
+            segment_samples=jnp.where(is_segment_end, 0, segment_samples),
+        )
+
+    return SamplingPolicy(init, decide, record, norm_mask)
+
+
+def _check_seed(seed: int) -> None:
+    _check.check_integer("seed", seed, low=0, high=2**32 - 1)
+
+
+def _make_key(seed: int) -> jax.Array:
+    """A raw key, since not every serializer takes typed ones; threefry, whatever the default is."""
+    return jax.random.key_data(jax.random.key(jnp.asarray(seed, jnp.uint32), impl="threefry2x32"))
+
+
+def _draw(key: jax.Array, step: chex.Numeric, probability: chex.Numeric) -> jax.Array:
+    key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), step)
+    return jax.random.uniform(key, dtype=jnp.float32) < probability

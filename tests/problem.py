@@ -1,0 +1,81 @@
+"""One small regression network that every test of a whole training step shares."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+BATCH = 16
+
+
+def make_params(dtype=jnp.float32, bias_dtype=None):
+    """A mixed tree: a matrix, a vector, a scalar, an empty container and a None leaf."""
+    rng = np.random.default_rng(0)
+    return {
+        "kernel": jnp.asarray(rng.normal(size=(5, 4)), dtype),
+        "bias": jnp.asarray(rng.normal(size=(4,)), bias_dtype or dtype),
+        "scale": jnp.asarray(0.7, dtype),
+        "empty": {},
+        "none": None,
+    }
+
+
+def make_batch(step):
+    rng = np.random.default_rng([7, step])
+    x = rng.normal(size=(BATCH, 5))
+    y = np.sin(x.sum(1)) + 0.1 * rng.normal(size=BATCH)
+    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+
+
+def example_loss_fn(params, batch):
+    x, y = batch
+    dtype = params["kernel"].dtype
+    x, y, bias, scale = (v.astype(dtype) for v in (x, y, params["bias"], params["scale"]))
+    hidden = jnp.tanh(x @ params["kernel"] + jnp.broadcast_to(bias, (x.shape[0], 4)))
+    return jnp.square(scale * hidden.sum(1) - y)
+
+
+def loss_fn(params, batch):
+    return example_loss_fn(params, batch).mean()
+
+
+def make_step(tx, on_gradient=None, axis_name=None):
+    """``(params, opt_state, batch) -> (params, opt_state)``, passing every extra argument.
+
+    Args:
+      tx: the optimizer.
+      on_gradient: called on the host at every executed evaluation of ``grad_fn``.
+      axis_name: of pmap, over which gradients are averaged.
+    """
+
+    def step(params, opt_state, batch):
+        def plain_grad_fn(params):
+            grads = jax.grad(loss_fn)(params, batch)
+            return grads if axis_name is None else jax.lax.pmean(grads, axis_name)
+
+        def grad_fn(params):
+            if on_gradient is not None:
+                jax.debug.callback(on_gradient)
+            return plain_grad_fn(params)
+
+        updates, opt_state = tx.update(
+            plain_grad_fn(params),
+            opt_state,
+            params,
+            grad_fn=grad_fn,
+            example_loss_fn=example_loss_fn,
+            batch=batch,
+        )
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
+
+
+def train(tx, steps, params=None, first=0, opt_state=None, step=None):
+    """Trains and returns ``(params, opt_state)``."""
+    params = make_params() if params is None else params
+    opt_state = tx.init(params) if opt_state is None else opt_state
+    step = jax.jit(make_step(tx)) if step is None else step
+    for i in range(first, first + steps):
+        params, opt_state = step(params, opt_state, make_batch(i))
+    return params, opt_state

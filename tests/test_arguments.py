@@ -1,0 +1,105 @@
+"""Bad arguments: an error that names the argument, its value and what is allowed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import arsam_jax
+from arsam_jax import correction, sampling, sharpness_aware
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("rho", [-0.1, np.nan, np.inf, "0.1", None, True, np.ones(2), lambda step: jnp.ones(2)]),
+        ("alpha", [-1, np.nan, np.inf, "x", None]),
+        ("ema_decay", [-0.1, 1, 1.5, np.nan]),
+        ("segment_length", [0, -5, 2.5, "x", True]),
+        ("initial_samples", [0.5, 51, np.nan]),
+        ("min_samples", [-1, 51]),
+        ("warmup_steps", [-1, 1.5]),
+        ("reuse_steps", [-1, 0.5, "x"]),
+        ("reuse_dtype", [jnp.int32, bool]),
+        ("seed", [-1, 2**32, 0.5]),
+    ],
+)
+def test_arsam_refuses(argument, values):
+    for value in values:
+        with pytest.raises((ValueError, TypeError), match=rf"^{argument} must be .*, got "):
+            arsam_jax.arsam(**{"rho": 0.1, "alpha": 0.5, argument: value})
+
+
+@pytest.mark.parametrize("rho", [0, 0.0, 1, np.float32(0.1), jnp.float32(0.1), lambda step: 0.1])
+def test_rho_may_be_any_scalar_or_a_schedule(rho):
+    tx = arsam_jax.sam(rho)
+    params = jnp.ones(2)
+    _, state = tx.update(params, tx.init(params), params, grad_fn=lambda w: w)
+    assert state.metrics.rho == np.float32(rho(0) if callable(rho) else rho)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies float by int32
+        arsam_jax.sam(optax.cosine_decay_schedule(0.1, 100))
+
+
+def test_policies_refuse():
+    for k in (0, -1, 1.5):
+        with pytest.raises((ValueError, TypeError), match=r"^k must be an integer >= 1, got"):
+            sampling.every_k(k)
+    for p in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match=r"^probability must be .* >= 0 and <= 1, got"):
+            sampling.bernoulli(p)
+
+
+@pytest.mark.parametrize("part", ["probe", "sampling", "correction"])
+def test_parts_have_to_be_of_their_kind(part):
+    with pytest.raises(TypeError, match=f"^{part} must be a "):
+        sharpness_aware(0.1, **{part: optax.identity()})
+    with pytest.raises(TypeError, match=f"^{part} must be a "):
+        sharpness_aware(0.1, **{part: sampling.always})  # not called
+
+
+def test_a_negative_radius_of_a_schedule_takes_no_second_gradient():
+    tx = arsam_jax.sam(lambda step: -0.1)
+    params = jnp.ones(2)
+    updates, state = tx.update(params, tx.init(params), params, grad_fn=lambda w: w * jnp.nan)
+    assert (updates == params).all()
+    assert not state.metrics.sampled
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda w: (jnp.sum(w), w), "must return gradients only"),
+        (lambda w: jnp.sum(w), "must return gradients only"),
+        (lambda w: w[:1], "must return gradients only"),
+        (3, "grad_fn must be a function of params, got 3"),
+    ],
+    ids=["value_and_grad", "loss", "shape", "number"],
+)
+def test_a_grad_fn_that_returns_something_else_is_refused(wrong, message):
+    tx = arsam_jax.sam(0.1)
+    params = jnp.ones(2)
+    with pytest.raises((ValueError, TypeError), match=message):
+        tx.update(params, tx.init(params), params, grad_fn=wrong)
+
+
+def test_an_error_in_grad_fn_reaches_the_user():
+    def broken(params):
+        raise KeyError("my own mistake")
+
+    params = jnp.ones(2)
+    tx = arsam_jax.sam(0.1)
+    with pytest.raises(KeyError, match="my own mistake"):
+        tx.update(params, tx.init(params), params, grad_fn=broken)
+
+
+def test_inject_hyperparams_keeps_the_defaults_of_arsam():
+    injected = optax.inject_hyperparams(arsam_jax.arsam)(rho=0.1, alpha=0.4)
+    params = jnp.ones(2)
+    state = injected.init(params)
+    _, state = injected.update(params, state, params, grad_fn=lambda w: w)
+    assert float(state.hyperparams["segment_length"]) == 50
+
+
+def test_reuse_needs_no_steps_argument_to_be_static():
+    assert correction.reuse_psf(0).init(jnp.ones(2)) == ()

@@ -1,0 +1,253 @@
+"""What every public transformation promises, whatever its parts."""
+
+import functools
+
+import chex
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import arsam_jax
+from tests.methods import METHODS
+from tests.problem import (
+    example_loss_fn,
+    loss_fn,
+    make_batch,
+    make_params,
+    make_step,
+    train,
+)
+
+pytestmark = pytest.mark.parametrize("name", METHODS)
+
+
+def make_tx(name, **kw):
+    return optax.chain(METHODS[name].make(**kw), optax.sgd(0.05, momentum=0.9))
+
+
+def assert_bits_equal(a, b):
+    chex.assert_trees_all_equal(a, b)
+    chex.assert_trees_all_equal_dtypes(a, b)
+
+
+def test_jitted_step_equals_eager_step(name):
+    tx = make_tx(name)
+    jitted = train(tx, 6)
+    eager = train(tx, 6, step=make_step(tx))
+    chex.assert_trees_all_close(jitted, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_one_compilation_and_a_state_of_fixed_types(name):
+    tx = make_tx(name)
+    step = jax.jit(make_step(tx))
+    params, opt_state = make_params(), jax.jit(tx.init)(make_params())
+    types = jax.tree.map(jax.typeof, (params, opt_state))
+    for i in range(12):
+        params, opt_state = step(params, opt_state, make_batch(i))
+        assert jax.tree.map(jax.typeof, (params, opt_state)) == types
+    assert step._cache_size() == 1
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(opt_state))
+
+
+def test_donated_buffers(name):
+    tx = make_tx(name)
+    expected = train(tx, 8)
+    params = make_params()
+    donated = train(tx, 8, params, step=jax.jit(make_step(tx), donate_argnums=(0, 1)))
+    assert_bits_equal(donated, expected)
+    assert all(x.is_deleted() for x in jax.tree.leaves(params))
+
+
+def test_scan_equals_the_loop(name):
+    tx = make_tx(name)
+    step = make_step(tx)
+    batches = jax.tree.map(lambda *x: jnp.stack(x), *map(make_batch, range(12)))
+    params = make_params()
+    scanned, _ = jax.lax.scan(
+        lambda carry, batch: (step(*carry, batch), None), (params, tx.init(params)), batches
+    )
+    chex.assert_trees_all_close(scanned, train(tx, 12), rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_over_models_equals_each_alone(name):
+    tx = make_tx(name)
+    models = [jax.tree.map(lambda x, i=i: x * (1 + 0.1 * i), make_params()) for i in range(3)]
+    stack = functools.partial(jax.tree.map, lambda *x: jnp.stack(x))
+    params = stack(*models)
+    opt_state = jax.vmap(tx.init)(params)
+    step = jax.jit(jax.vmap(make_step(tx), in_axes=(0, 0, None)))
+    together = train(tx, 12, params, opt_state=opt_state, step=step)
+    alone = stack(*(train(tx, 12, model) for model in models))
+    chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_pmap_on_eight_devices_equals_one(name):
+    tx = make_tx(name)
+    step = jax.pmap(make_step(tx, axis_name="batch"), axis_name="batch")
+    replicate = functools.partial(jax.tree.map, lambda x: jnp.stack([x] * 8))
+    params, opt_state = replicate(make_params()), replicate(tx.init(make_params()))
+    for i in range(12):
+        shards = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), make_batch(i))
+        params, opt_state = step(params, opt_state, shards)
+    first = jax.tree.map(lambda x: x[0], (params, opt_state))
+    for device in range(1, 8):  # replicas stay replicas, decisions included
+        assert_bits_equal(jax.tree.map(lambda x, d=device: x[d], (params, opt_state)), first)
+    chex.assert_trees_all_close(first, train(tx, 12), rtol=1e-4, atol=1e-5)
+
+
+def test_named_sharding_on_eight_devices_equals_one(name):
+    tx = make_tx(name)
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    params = jax.device_put(make_params(), NamedSharding(mesh, P()))
+    opt_state = tx.init(params)
+    step = jax.jit(make_step(tx), donate_argnums=(0, 1))
+    for i in range(12):
+        batch = jax.device_put(make_batch(i), NamedSharding(mesh, P("data")))
+        params, opt_state = step(params, opt_state, batch)
+    chex.assert_trees_all_close((params, opt_state), train(tx, 12), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bias_dtype"),
+    [
+        (jnp.float64, None),
+        (jnp.bfloat16, None),
+        (jnp.float16, None),
+        (jnp.float32, jnp.bfloat16),
+    ],
+    ids=["float64", "bfloat16", "float16", "mixed"],
+)
+def test_dtypes_are_kept(name, dtype, bias_dtype, x64):
+    tx = make_tx(name)
+    before = make_params(dtype, bias_dtype), tx.init(make_params(dtype, bias_dtype))
+    after = train(tx, 8, before[0])
+    chex.assert_trees_all_equal_dtypes(before, after)
+    chex.assert_tree_all_finite(after)
+    reference = train(tx, 8, jax.tree.map(lambda x: x.astype(jnp.float64), before[0]))
+    tolerance = 1e-9 if dtype == jnp.float64 else 0.1
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x.astype(jnp.float64), after[0]), reference[0], atol=tolerance
+    )
+
+
+def test_empty_params(name):
+    tx = METHODS[name].make()
+    state = tx.init({})
+    updates, _ = tx.update(
+        {}, state, {}, grad_fn=lambda p: p, example_loss_fn=lambda p, b: b, batch=jnp.ones(2)
+    )
+    assert updates == {}
+
+
+def test_missing_grad_fn_is_explained_with_an_example(name):
+    tx = make_tx(name)
+    params = make_params()
+    grads = jax.grad(loss_fn)(params, make_batch(0))
+    with pytest.raises(ValueError, match=r"(?s)grad_fn.*tx\.update\(.*grad_fn=grad_fn\)"):
+        tx.update(grads, tx.init(params), params)
+
+
+def test_missing_params_are_explained(name):
+    tx = make_tx(name)
+    params = make_params()
+    with pytest.raises(ValueError, match=r"needs params: tx\.update\(grads, state, params"):
+        tx.update(params, tx.init(params), grad_fn=lambda p: p)
+
+
+def test_unknown_extra_args_are_ignored(name):
+    tx = make_tx(name)
+    params = make_params()
+    batch = make_batch(0)
+
+    def grad_fn(params):
+        return jax.grad(loss_fn)(params, batch)
+
+    common = {"grad_fn": grad_fn, "example_loss_fn": example_loss_fn, "batch": batch}
+    args = grad_fn(params), tx.init(params), params
+    assert_bits_equal(
+        tx.update(*args, **common), tx.update(*args, **common, unknown=3, value=1.0, loss="x")
+    )
+
+
+def test_value_fn_is_accepted_for_grad_fn(name):
+    tx = make_tx(name)
+    params = make_params()
+    batch = make_batch(0)
+    args = jax.grad(loss_fn)(params, batch), tx.init(params), params
+    common = {"example_loss_fn": example_loss_fn, "batch": batch}
+    by_value = tx.update(*args, value_fn=lambda p: loss_fn(p, batch), **common)
+    by_grad = tx.update(*args, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), **common)
+    assert_bits_equal(by_value, by_grad)
+
+
+def test_inject_hyperparams_turns_every_number_into_an_array(name):
+    method = METHODS[name]
+    injected = optax.inject_hyperparams(method.alias, static_args=method.static)(**method.kwargs)
+    tx = optax.chain(injected, optax.sgd(0.05, momentum=0.9))
+    params, opt_state = train(tx, 8)
+    assert float(opt_state[0].hyperparams["rho"]) == pytest.approx(0.1)
+    chex.assert_trees_all_close(params, train(make_tx(name), 8)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_apply_if_finite_on_either_side(name):
+    expected, _ = train(make_tx(name), 8)
+    base = optax.sgd(0.05, momentum=0.9)
+    for tx in (
+        optax.chain(METHODS[name].make(), optax.apply_if_finite(base, 3)),
+        optax.apply_if_finite(optax.chain(METHODS[name].make(), base), 3),
+    ):
+        chex.assert_trees_all_close(train(tx, 8)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_schedule_free(name):
+    tx = optax.contrib.schedule_free(
+        optax.chain(METHODS[name].make(), optax.sgd(0.05)), learning_rate=0.05
+    )
+    params, state = train(tx, 8)
+    chex.assert_tree_all_finite(params)
+    assert arsam_jax.get_state(state).step == 8
+
+
+def test_multi_steps_around_the_chain(name):
+    tx = optax.MultiSteps(make_tx(name), every_k_schedule=2)
+    with jax.numpy_dtype_promotion("standard"):  # optax divides float32 by int32 here
+        params, state = train(tx, 8)
+    chex.assert_tree_all_finite(params)
+    assert arsam_jax.get_state(state).step == 4
+
+
+def test_serialization_round_trip_goes_on_bit_for_bit(name, tmp_path):
+    tx = make_tx(name)
+    step = jax.jit(make_step(tx))
+    expected = train(tx, 20, step=step)
+    params, opt_state = train(tx, 9, step=step)
+
+    checkpointer = ocp.StandardCheckpointer()
+    checkpointer.save(tmp_path / "state", (params, opt_state))
+    checkpointer.wait_until_finished()
+    target = make_params(), tx.init(make_params())
+    by_orbax = checkpointer.restore(tmp_path / "state", target)
+    by_flax = flax.serialization.from_bytes(
+        target, flax.serialization.to_bytes((params, opt_state))
+    )
+    for restored, opt_state in (by_orbax, jax.tree.map(jnp.asarray, by_flax)):
+        assert_bits_equal(
+            train(tx, 11, restored, first=9, opt_state=opt_state, step=step), expected
+        )
+
+
+def test_metrics_are_found_anywhere_and_tell_the_truth(name):
+    tx = optax.chain(optax.chain(make_tx(name)), optax.identity())
+    params = make_params()
+    _, opt_state = train(tx, 1, params)
+    metrics = arsam_jax.get_metrics(opt_state)
+    assert metrics == arsam_jax.get_state(opt_state).metrics
+    assert metrics.rho == np.float32(0.1)
+    grads = jax.grad(loss_fn)(params, make_batch(0))
+    np.testing.assert_allclose(metrics.grad_norm, optax.tree.norm(grads), rtol=1e-5)

@@ -1,0 +1,227 @@
+"""Linen and NNX: BatchNorm moves once, dropout masks agree, any method fits the same step."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx, serialization
+
+import arsam_jax
+from arsam_jax.flax import TrainState, nnx_grad_fn
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 6)), jnp.float32)
+Y = jnp.asarray(np.random.default_rng(1).normal(size=(16, 1)), jnp.float32)
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture
+def standard_promotion():
+    """Flax mixes ranks and dtypes."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(8)(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+        self.sow("intermediates", "mask", x == 0)
+        return nn.Dense(1)(x)
+
+
+class LinenState(TrainState):
+    batch_stats: dict
+
+
+def linen_state(tx):
+    variables = LinenNet().init(jax.random.key(0), X, train=False)
+    return LinenState.create(
+        apply_fn=LinenNet().apply,
+        params=variables["params"],
+        tx=tx,
+        batch_stats=variables["batch_stats"],
+    )
+
+
+def linen_loss(params, state, key):
+    output, changed = state.apply_fn(
+        {"params": params, "batch_stats": state.batch_stats},
+        X,
+        train=True,
+        rngs={"dropout": key},
+        mutable=["batch_stats", "intermediates"],
+    )
+    return jnp.mean((output - Y) ** 2), changed
+
+
+def linen_step(state, on_second=None, **extra_args):
+    key = jax.random.fold_in(jax.random.key(1), state.step)
+    grad = jax.grad(linen_loss, has_aux=True)
+
+    def grad_fn(params):
+        grads, changed = grad(params, state, key)
+        if on_second is not None:
+            jax.debug.callback(on_second, changed["intermediates"]["mask"][0])
+        return grads
+
+    grads, changed = grad(state.params, state, key)
+    state = state.apply_gradients(
+        grads=grads, grad_fn=grad_fn, batch_stats=changed["batch_stats"], **extra_args
+    )
+    return state, changed
+
+
+def make_tx(link):
+    return optax.chain(link, optax.sgd(0.05, momentum=0.9))
+
+
+def test_linen_batch_stats_move_once_and_only_by_the_clean_pass():
+    state = linen_state(make_tx(arsam_jax.sam(0.5)))
+    _, expected = linen_loss(state.params, state, jax.random.fold_in(jax.random.key(1), 0))
+    after, _ = jax.jit(linen_step)(state)
+    chex.assert_trees_all_close(after.batch_stats, expected["batch_stats"], rtol=1e-6)
+    perturbed_params = jax.tree.map(lambda w: w + 0.1, state.params)
+    _, other = linen_loss(perturbed_params, state, jax.random.key(1))
+    with pytest.raises(AssertionError):  # the perturbed pass would have moved them elsewhere
+        chex.assert_trees_all_close(after.batch_stats, other["batch_stats"], rtol=1e-6)
+
+
+def test_linen_dropout_masks_are_the_same_in_both_passes():
+    masks = []
+    state = linen_state(make_tx(arsam_jax.sam(1e-6)))
+    for _ in range(2):
+        masks.clear()
+        state, changed = jax.jit(lambda s: linen_step(s, masks.append))(state)
+        jax.effects_barrier()
+        assert len(masks) == 1
+        np.testing.assert_array_equal(masks[0], changed["intermediates"]["mask"][0])
+
+
+def test_linen_state_forwards_extra_args_and_replaces_fields():
+    tx = make_tx(arsam_jax.arsam(0.1, 0.5, warmup_steps=2))
+    state, _ = linen_step(linen_state(tx), unknown_extra=3)
+    assert state.step == 1
+    assert state.tx is tx
+    assert arsam_jax.get_metrics(state.opt_state).num_sampled == 1
+    with pytest.raises(ValueError, match="grad_fn"):
+        state.apply_gradients(grads=state.params)
+
+
+def test_linen_step_takes_a_plain_optimizer_unchanged():
+    state = linen_state(optax.sgd(0.1))
+    after, _ = linen_step(state)
+    grads, _ = jax.grad(linen_loss, has_aux=True)(
+        state.params, state, jax.random.fold_in(jax.random.key(1), 0)
+    )
+    expected = jax.tree.map(lambda w, g: w - 0.1 * g, state.params, grads)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-6)
+
+
+def test_linen_state_survives_serialization_bit_for_bit():
+    tx = make_tx(arsam_jax.arsam(0.1, 0.5, segment_length=4))
+    step = jax.jit(lambda state: linen_step(state)[0])
+    initial = linen_state(tx)
+    state = step(initial)
+    for _ in range(4):
+        state = step(state)
+    restored = serialization.from_bytes(initial, serialization.to_bytes(state))
+    for _ in range(5):
+        state, restored = step(state), step(restored)
+    chex.assert_trees_all_equal(state, restored)
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(8, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.relu(self.norm(self.first(x)))))
+
+
+def nnx_loss(model):
+    return jnp.mean((model(X) - Y) ** 2)
+
+
+def nnx_setup(link):
+    model = NNXNet(nnx.Rngs(0))
+    return model, nnx.Optimizer(model, make_tx(link), wrt=nnx.Param)
+
+
+@nnx.jit
+def nnx_step(model, optimizer):
+    grad_fn = nnx_grad_fn(nnx_loss, model)
+    loss, grads = nnx.value_and_grad(nnx_loss)(model)
+    optimizer.update(model, grads, grad_fn=grad_fn)
+    return loss
+
+
+def test_nnx_batch_stats_and_dropout_counters_move_once():
+    model, optimizer = nnx_setup(arsam_jax.sam(0.5))
+    clean = nnx.clone(model)
+    nnx_loss(clean)
+    nnx_step(model, optimizer)
+    for kind in (nnx.BatchStat, nnx.RngCount):
+        ours, expected = (nnx.to_pure_dict(nnx.state(m, kind)) for m in (model, clean))
+        chex.assert_trees_all_close(ours, expected, rtol=1e-6)
+
+
+def test_nnx_second_pass_draws_the_same_dropout_mask():
+    model, _ = nnx_setup(arsam_jax.sam(0.1))
+    grad_fn = nnx_grad_fn(nnx_loss, model)
+    grads = nnx.grad(nnx_loss)(model)
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    chex.assert_trees_all_close(
+        jax.tree.leaves(grad_fn(params)), jax.tree.leaves(nnx.as_pure(grads)), rtol=1e-5, atol=1e-7
+    )
+    later = nnx_grad_fn(nnx_loss, model)(params)  # the counters have moved: another mask
+    assert not np.allclose(later["last"]["kernel"], grad_fn(params)["last"]["kernel"], rtol=1e-3)
+
+
+def test_nnx_sam_equals_a_hand_written_step():
+    model, optimizer = nnx_setup(arsam_jax.sam(0.3))
+    reference = nnx.clone(model)
+    graphdef, params, rest = nnx.split(reference, nnx.Param, ...)
+
+    def gradient(params):
+        return jax.grad(lambda p: nnx_loss(nnx.merge(graphdef, p, rest, copy=True)))(params)
+
+    g = gradient(params)
+    norm = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(g)))
+    perturbed = gradient(jax.tree.map(lambda w, x: w + 0.3 * x / norm, params, g))
+    expected = jax.tree.map(lambda w, x: w - 0.05 * x, params, perturbed)
+    nnx_step(model, optimizer)
+    chex.assert_trees_all_close(
+        jax.tree.leaves(nnx.state(model, nnx.Param)),
+        jax.tree.leaves(expected),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+
+
+def test_nnx_arsam_trains_and_its_metrics_are_found():
+    model, optimizer = nnx_setup(arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2))
+    losses = [nnx_step(model, optimizer) for _ in range(40)]
+    assert losses[-1] < losses[0]
+    metrics = arsam_jax.get_metrics(nnx.as_pure(optimizer.opt_state))
+    assert 0 < metrics.num_sampled < 40
+
+
+def test_nnx_grad_fn_drops_auxiliary_output_and_passes_arguments():
+    model, _ = nnx_setup(arsam_jax.sam(0.1))
+
+    def with_aux(model, x, y):
+        output = model(x)
+        return jnp.mean((output - y) ** 2), output
+
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    with_args = nnx_grad_fn(with_aux, model, X, Y, has_aux=True)(params)
+    chex.assert_trees_all_close(with_args, nnx_grad_fn(nnx_loss, model)(params))

@@ -1,0 +1,399 @@
+"""The laws of the design. Each test here fails if its law is broken."""
+
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import arsam_jax
+from arsam_jax import ascent, correction, probe, sampling, sharpness_aware
+from tests.problem import loss_fn, make_batch, make_params, make_step, train
+
+
+def count_gradients(tx, steps, make=make_step, params=None):
+    """Trains and returns the executed gradient evaluations of each step, the clean one included."""
+    executed = []
+    step = jax.jit(make(tx, on_gradient=lambda: executed.append(1)))
+    params = make_params() if params is None else params
+    opt_state = tx.init(params)
+    counts = []
+    for i in range(steps):
+        executed.clear()
+        params, opt_state = step(params, opt_state, make_batch(i))
+        jax.block_until_ready(params)
+        jax.effects_barrier()
+        counts.append(1 + len(executed))
+    return np.array(counts), opt_state
+
+
+# 1. One lax.cond; the untaken branch costs nothing.
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (sampling.never(), [1] * 12),
+        (sampling.always(), [2] * 12),
+        (sampling.every_k(4), [2, 1, 1, 1] * 3),
+    ],
+    ids=["never", "always", "every_k"],
+)
+def test_executed_gradients_are_one_plus_sampled(policy, expected):
+    counts, state = count_gradients(sharpness_aware(0.1, sampling=policy), 12)
+    assert counts.tolist() == expected
+    assert state.metrics.num_sampled == sum(expected) - 12
+
+
+def test_executed_gradients_of_arsam_are_one_plus_sampled():
+    tx = arsam_jax.arsam(0.1, 0.5, segment_length=10, initial_samples=4, warmup_steps=3)
+    counts, state = count_gradients(tx, 60)
+    assert counts[:3].tolist() == [2, 2, 2]
+    assert set(counts.tolist()) == {1, 2}
+    assert state.metrics.num_sampled == (counts - 1).sum()
+
+
+def test_there_is_one_cond_and_the_first_gradient_is_outside_it():
+    tx = arsam_jax.arsam(0.1, 0.5)
+    params = make_params()
+    jaxpr = jax.make_jaxpr(make_step(tx))(params, tx.init(params), make_batch(0)).jaxpr
+    conds = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "cond"]
+    assert len(conds) == 1
+    tanhs = [str(branch).count("tanh") for branch in conds[0].params["branches"]]
+    assert tanhs == [0, 1]  # false branch: no gradient; true branch: one forward pass
+    assert sum(eqn.primitive.name == "tanh" for eqn in jaxpr.eqns) == 1
+
+
+# 2. The radius follows the true step.
+
+
+def test_radius_schedule_counts_steps_and_not_samples():
+    tx = sharpness_aware(
+        lambda step: 0.1 + 0.01 * step.astype(jnp.float32), sampling=sampling.every_k(3)
+    )
+    step = jax.jit(make_step(tx))
+    params, opt_state = make_params(), tx.init(make_params())
+    for i in range(8):
+        params, opt_state = step(params, opt_state, make_batch(i))
+        np.testing.assert_allclose(opt_state.metrics.rho, 0.1 + 0.01 * i, rtol=1e-6)
+
+
+def test_radius_of_the_perturbation_is_that_of_the_true_step():
+    seen = []
+
+    def grad_fn(params):
+        jax.debug.callback(lambda w: seen.append(float(w[0])), params)
+        return params
+
+    tx = sharpness_aware(lambda step: 1.0 + step.astype(jnp.float32), sampling=sampling.every_k(3))
+    params = jnp.array([3.0, 4.0])
+    update = jax.jit(lambda g, s: tx.update(g, s, params, grad_fn=grad_fn))
+    state = tx.init(params)
+    for _ in range(7):
+        _, state = update(params, state)
+    jax.effects_barrier()
+    np.testing.assert_allclose(seen, [3 + 0.6 * rho for rho in (1, 4, 7)], rtol=1e-6)
+
+
+# 3. Norms, dots and the perturbation in float32; a zero gradient gives no NaN.
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_params_are_perturbed_in_float32(dtype):
+    params = jnp.asarray(np.random.default_rng(0).normal(size=1000), dtype)
+    grads = jnp.asarray(np.random.default_rng(1).normal(size=1000), dtype)
+    seen = []
+    sam = arsam_jax.sam(0.05)
+    sam.update(grads, sam.init(params), params, grad_fn=lambda w: (seen.append(w), w)[1])
+    (w,) = seen
+    assert w.dtype == jnp.float32
+    g = np.asarray(grads, np.float64)
+    epsilon = np.asarray(w, np.float64) - np.asarray(params, np.float64)
+    np.testing.assert_allclose(epsilon, 0.05 * g / np.linalg.norm(g), atol=1e-6)
+
+
+def test_norms_of_half_precision_gradients_do_not_overflow_or_stall():
+    params = jnp.zeros(70_000, jnp.float16)
+    grads = jnp.full(70_000, 10.0, jnp.float16)  # the norm is exact, the sum of squares > 65504
+    sam = arsam_jax.sam(0.05)
+    _, state = sam.update(grads, sam.init(params), params, grad_fn=lambda w: grads)
+    np.testing.assert_allclose(state.metrics.grad_norm, 10 * np.sqrt(70_000), rtol=1e-5)
+    np.testing.assert_allclose(state.metrics.cosine, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [arsam_jax.sam, lambda rho: arsam_jax.arsam(rho, 1.0)])
+def test_zero_gradient_gives_zero_perturbation(make):
+    tx = make(0.1)
+    params = jnp.ones(3)
+    zeros = jnp.zeros(3)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(
+            zeros, state, params, grad_fn=lambda w: jnp.where(w == 1, 0.0, jnp.nan)
+        )
+        chex.assert_trees_all_equal(updates, zeros)
+        chex.assert_tree_all_finite(state)
+
+
+# 4. What is not finite is passed on and never kept.
+
+
+def controlled(**kw):
+    kw = {"segment_length": 2, "initial_samples": 2, "min_samples": 2} | kw
+    return arsam_jax.arsam(0.1, 1.0, **kw)  # samples every step
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", ["clean", "perturbed"])
+def test_non_finite_gradients_are_emitted_and_not_kept(which, bad):
+    tx = controlled()
+    params = jnp.array([1.0, -2.0, 3.0])
+    state = tx.init(params)
+    for scale in (1.0, 1.3, 0.8):
+        _, state = tx.update(params, state, params, grad_fn=lambda w, a=scale: a * w**3)
+    before = state
+
+    poison = jnp.array([0.0, bad, 0.0])
+    grads = params + poison if which == "clean" else params
+    updates, state = tx.update(grads, state, params, grad_fn=lambda w: w + poison)
+    assert not np.isfinite(updates).all()
+    chex.assert_trees_all_equal(state.correction, before.correction)
+    for field in ("ratio", "ema_ratio"):
+        assert getattr(state.sampling, field) == getattr(before.sampling, field)
+    chex.assert_tree_all_finite((state.sampling, state.correction))
+    assert state.age == before.age + 1
+    assert bool(state.metrics.sampled) == (which == "perturbed")
+
+    _, state = tx.update(params, state, params, grad_fn=lambda w: w**3)
+    chex.assert_tree_all_finite(state)
+    assert state.age == 0
+
+
+def test_apply_if_finite_sees_a_bad_perturbed_gradient():
+    tx = optax.chain(arsam_jax.sam(0.1), optax.apply_if_finite(optax.sgd(0.1), 5))
+    params = jnp.ones(3)
+    updates, state = tx.update(params, tx.init(params), params, grad_fn=lambda w: w * jnp.nan)
+    chex.assert_trees_all_equal(updates, jnp.zeros(3))
+    assert state[1].notfinite_count == 1
+
+
+# 5. No radius or no sampling is the base optimizer bit for bit; always is SAM.
+
+BASE = optax.sgd(0.05, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        arsam_jax.sam(0.0),
+        arsam_jax.arsam(0.0, 0.5, segment_length=5, initial_samples=5),
+        arsam_jax.sam(lambda step: 0.0 * step.astype(jnp.float32)),
+        sharpness_aware(0.3, sampling=sampling.never()),
+        sharpness_aware(0.3, sampling=sampling.never(), correction=correction.reuse_psf(None)),
+    ],
+    ids=["sam", "arsam", "schedule", "never", "never_with_reuse"],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_no_radius_or_no_sampling_is_the_base_optimizer(tx, dtype):
+    params, opt_state = train(optax.chain(tx, BASE), 20, make_params(dtype))
+
+    base = optax.with_extra_args_support(BASE)
+    expected, _ = train(base, 20, make_params(dtype))
+    chex.assert_trees_all_equal(params, expected)
+    assert arsam_jax.get_metrics(opt_state).num_sampled == 0
+
+
+def test_sam_equals_the_sam_of_optax(x64):
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), make_params())
+    ours, _ = train(optax.chain(arsam_jax.sam(0.1), optax.sgd(0.05, momentum=0.9)), 100, params)
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        theirs = optax.contrib.sam(
+            optax.sgd(0.05, momentum=0.9),
+            optax.chain(optax.contrib.normalize(), optax.sgd(0.1)),
+            opaque_mode=True,
+        )
+        state = theirs.init(params)
+        for i in range(100):
+            grad_fn = lambda p, _, i=i: jax.grad(loss_fn)(p, make_batch(i))  # noqa: E731
+            updates, state = theirs.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
+            params = optax.apply_updates(params, updates)
+    chex.assert_trees_all_close(ours, params, rtol=1e-10, atol=1e-12)
+
+
+def test_arsam_that_samples_every_step_is_sam():
+    always = arsam_jax.arsam(
+        0.1, 0.7, segment_length=10, initial_samples=10, min_samples=10, reuse_steps=None
+    )
+    ours, opt_state = train(optax.chain(always, BASE), 40)
+    expected, _ = train(optax.chain(arsam_jax.sam(0.1), BASE), 40)
+    chex.assert_trees_all_equal(ours, expected)
+    assert arsam_jax.get_metrics(opt_state).num_sampled == 40
+
+
+# 6. All devices take the same branch.
+
+
+def test_decisions_agree_on_all_devices():
+    tx = arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2)
+    step = jax.pmap(make_step(tx, axis_name="batch"), axis_name="batch")
+    params, opt_state = jax.tree.map(
+        lambda x: jnp.stack([x] * 8), (make_params(), tx.init(make_params()))
+    )
+    decisions = []
+    for i in range(30):
+        batch = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), make_batch(i))
+        params, opt_state = step(params, opt_state, batch)
+        decisions.append(np.asarray(opt_state.metrics.sampled))
+    decisions = np.stack(decisions)
+    assert (decisions == decisions[:, :1]).all()
+    assert 0 < decisions.mean() < 1
+
+
+def test_the_draw_of_a_step_depends_on_seed_and_step_alone():
+    def draws(seed):
+        policy = sampling.bernoulli(0.5, seed)
+        state = policy.init()
+        return [bool(policy.decide(state, jnp.int32(i), norm)[0]) for i in range(64) for norm in N]
+
+    N = (jnp.float32(1), jnp.float32(2))
+    first, second = draws(0), draws(1)
+    assert first[::2] == first[1::2] == draws(0)[::2]
+    assert first != second
+    assert 16 < sum(first[::2]) < 48
+
+
+# 7. BatchNorm statistics: tests/test_flax.py.
+
+# 8. Masks go inside the ascent; accumulation goes inside grad_fn.
+
+
+def test_masked_inside_the_ascent_spares_the_masked_leaves():
+    params = {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}
+    mask = {"kernel": False, "bias": True}
+    drop = optax.masked(optax.set_to_zero(), mask)
+    for direction, kernel in (
+        (optax.chain(ascent.normalize(), drop), 3 + 0.6),  # the norm counts the bias
+        (optax.chain(drop, ascent.normalize()), 3 + 1.0),  # it does not
+    ):
+        tx = sharpness_aware(1.0, probe=probe.perturb(direction))
+        updates, _ = jax.jit(lambda s, t=tx: t.update(params, s, params, grad_fn=lambda w: w))(
+            tx.init(params)
+        )
+        chex.assert_trees_all_close(
+            updates, {"kernel": jnp.array([kernel]), "bias": params["bias"]}
+        )
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.masked(tx, {"kernel": True, "bias": False}),
+        lambda tx: optax.partition({"a": tx, "b": optax.identity()}, {"kernel": "a", "bias": "b"}),
+    ],
+    ids=["masked", "partition"],
+)
+def test_masked_around_the_link_is_an_error_that_says_where_masks_go(wrap):
+    tx = wrap(arsam_jax.sam(0.1))
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    with pytest.raises(ValueError, match="inside the ascent"):
+        tx.update(params, tx.init(params), params, grad_fn=lambda w: w)
+
+
+def test_masked_that_masks_nothing_works():
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    tx = optax.masked(arsam_jax.sam(0.1), {"kernel": True, "bias": True})
+    updates, _ = tx.update(params, tx.init(params), params, grad_fn=lambda w: w)
+    assert float(updates["kernel"][0]) == pytest.approx(1.05)
+
+
+def test_accumulation_inside_grad_fn_equals_the_whole_batch():
+    def make_accumulating(tx, on_gradient=None):
+        def step(params, opt_state, batch):
+            parts = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch)
+
+            def grad_fn(params):
+                grads = jax.lax.map(lambda part: jax.grad(loss_fn)(params, part), parts)
+                return jax.tree.map(lambda g: g.mean(0), grads)
+
+            updates, opt_state = tx.update(grad_fn(params), opt_state, params, grad_fn=grad_fn)
+            return optax.apply_updates(params, updates), opt_state
+
+        return step
+
+    tx = optax.chain(arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2), BASE)
+    accumulated = train(tx, 20, step=jax.jit(make_accumulating(tx)))
+    chex.assert_trees_all_close(accumulated, train(tx, 20), rtol=1e-4, atol=1e-5)
+
+
+def test_multi_steps_pays_the_second_gradient_on_every_micro_step_as_documented():
+    tx = optax.MultiSteps(arsam_jax.sam(0.1), every_k_schedule=2)
+    with jax.numpy_dtype_promotion("standard"):  # optax divides float32 by int32 here
+        counts, _ = count_gradients(tx, 4)
+    assert counts.sum() == 4 + 4  # of two real steps
+
+
+# 9. Buffers.
+
+
+def params_sized_buffers(state, params):
+    shapes = [x.shape for x in jax.tree.leaves(params) if x.ndim]
+    return [x for x in jax.tree.leaves(state) if x.shape in shapes]
+
+
+def test_only_reuse_keeps_a_buffer_and_reuse_dtype_sets_its_dtype():
+    params = make_params()
+    per_tree = 2  # leaves with a dimension
+    assert params_sized_buffers(arsam_jax.sam(0.1).init(params), params) == []
+    assert params_sized_buffers(arsam_jax.arsam(0.1, 1, reuse_steps=0).init(params), params) == []
+    for dtype, expected in ((None, jnp.float32), (jnp.bfloat16, jnp.bfloat16)):
+        state = arsam_jax.arsam(0.1, 1, reuse_dtype=dtype).init(params)
+        buffers = params_sized_buffers(state, params)
+        assert [x.dtype for x in buffers] == [expected] * per_tree
+
+
+def test_reuse_in_bfloat16_is_close_to_reuse_in_float32():
+    def run(dtype):
+        tx = arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2, reuse_dtype=dtype)
+        return train(optax.chain(tx, BASE), 20)
+
+    (ours, state), (expected, _) = run(jnp.bfloat16), run(None)
+    chex.assert_trees_all_close(ours, expected, atol=0.02)
+    assert state[0].correction.psf["kernel"].dtype == jnp.bfloat16
+
+
+# 10. Under vmap a batched decision runs both branches.
+
+
+def test_vmapped_decisions_run_both_branches_and_keep_the_right_one():
+    tx = sharpness_aware(0.1, sampling=sampling.never())
+    executed = []
+
+    def grad_fn(w):
+        jax.debug.callback(lambda: executed.append(1))
+        return 2 * w
+
+    params = jnp.ones((3, 2))
+    state = jax.vmap(tx.init)(params)
+    updates, state = jax.jit(jax.vmap(lambda g, s, p: tx.update(g, s, p, grad_fn=grad_fn)))(
+        params, state, params
+    )
+    jax.block_until_ready(updates)
+    jax.effects_barrier()
+    assert executed  # paid for
+    chex.assert_trees_all_equal(updates, params)  # and not used
+    assert not state.metrics.sampled.any()
+
+
+def test_the_core_needs_none_of_the_extras():
+    code = """
+import sys
+for name in ("flax", "orbax", "tensorflow_datasets", "sklearn", "matplotlib"):
+    sys.modules[name] = None
+import arsam_jax
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
