@@ -2,12 +2,12 @@
 
 import functools
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 from jax import lax
-from jax.core import eval_jaxpr
+from jax.core import ShapedArray, eval_jaxpr
 from jax.extend.backend import backends
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.extend.core.primitives import conv_general_dilated_p, transpose_p
@@ -19,13 +19,16 @@ def fast_convolutions(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     XLA:CPU brings convolutions into the form its fast kernels need, N-spatial-C, spatial-I-O,
     N-spatial-C, in the entry computation only (https://github.com/jax-ml/jax/issues/12868).
-    The gradient of a convolution never has that form, and so runs 20 to 30 times slower inside
+    The gradient of a convolution does not have that form, and so runs 20 to 40 times slower inside
     `lax.cond`, `lax.scan` or `lax.while_loop`. Here `fn` is traced, once a call, and each of its
-    convolutions in another form becomes transpose, convolution in that form, transpose: what XLA
-    does at the top level, so the results have the same bits. This reaches into everything that
-    holds a jaxpr (`jit`, control flow, `jax.checkpoint`, `shard_map`, custom derivatives). All
-    other equations are kept as they are, and so are custom derivative rules; the convolutions
-    inside a rule are reached if `fn` itself differentiates it, as `jax.grad` of a loss does.
+    convolutions in another form becomes transpose, convolution in that form, transpose. XLA does
+    the same at the top level, so results have the bits they have there (except for gradients of
+    grouped convolutions, which XLA regroups first).
+
+    This reaches every jaxpr that an equation holds: `jit`, control flow, `jax.checkpoint`,
+    `shard_map`, primitives unknown here. All other equations stay as they are, and so do custom
+    derivative rules: of a call with such a rule only the primal computation is rewritten. Where
+    `fn` itself differentiates it, as `jax.grad` of a loss does, what the rule computes is, too.
 
     Other platforms run `fn` as it is: with any backend beside CPU's present, both forms are
     staged and `lax.platform_dependent` picks one when the platform is known. A process that has
@@ -108,43 +111,47 @@ def _with_canonical_convolutions(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
 
 def _canonical_convolution(eqn: JaxprEqn) -> list[JaxprEqn]:
     """The equations of transpose, convolution in canonical form, transpose."""
-    numbers = eqn.params["dimension_numbers"]
-    lhs, out = ((batch, *spatial, feature) for batch, feature, *spatial in numbers[::2])
-    out_feature, in_feature, *spatial = numbers.rhs_spec
-    rhs = (*spatial, in_feature, out_feature)
-    order = tuple(range(len(rhs)))
-    if lhs == rhs == out == order:
+    lhs, rhs, out = (cast(ShapedArray, v.aval) for v in (*eqn.invars, *eqn.outvars))
+    spatial = "".join(map(str, range(lhs.ndim - 2)))
+    form = f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"
+    old = eqn.params["dimension_numbers"]
+    new = lax.conv_dimension_numbers(lhs.shape, rhs.shape, form)
+    if old == new:
         return [eqn]
-    *spatial, first, last = order
-    nhwc, hwio = (0, last, *order[1:-1]), (last, first, *spatial)
-    params = eqn.params | {"dimension_numbers": type(numbers)(nhwc, hwio, nhwc)}
+    orders = [_order(*specs) for specs in zip(old, new, strict=True)]
+    params: dict[str, Any] = eqn.params | {"dimension_numbers": new}
     if params.get("out_sharding") is not None:
-        params["out_sharding"] = _permuted(params["out_sharding"], out)
-
-    variables = *eqn.invars, *eqn.outvars
-    avals = map(_permuted_aval, (v.aval for v in variables), (lhs, rhs, out))
-    with eqn.ctx.manager:  # a throwaway trace is the one way to new variables all versions share
+        params["out_sharding"] = _permuted(params["out_sharding"], orders[2])
+    avals = map(_permuted_aval, (lhs, rhs, out), orders)
+    with eqn.ctx.manager:  # tracing nothing is how all versions of jax make new variables
         x, w, y = jax.make_jaxpr(lambda *_: None)(*avals).jaxpr.invars
 
     def transpose(variable, order, result):
-        params = {"permutation": order}
         return eqn.replace(
-            primitive=transpose_p, params=params, invars=[variable], outvars=[result]
+            primitive=transpose_p,
+            params={"permutation": order},
+            invars=[variable],
+            outvars=[result],
         )
 
     return [
-        transpose(eqn.invars[0], lhs, x),
-        transpose(eqn.invars[1], rhs, w),
+        transpose(eqn.invars[0], orders[0], x),
+        transpose(eqn.invars[1], orders[1], w),
         eqn.replace(params=params, invars=[x, w], outvars=[y]),
-        transpose(y, tuple(out.index(i) for i in order), eqn.outvars[0]),
+        transpose(y, _order(new.out_spec, old.out_spec), eqn.outvars[0]),
     ]
 
 
-def _permuted_aval(aval: Any, order: tuple[int, ...]) -> Any:
+def _order(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that brings each dimension from its place in `old` to that in `new`."""
+    return tuple(dimension for _, dimension in sorted(zip(new, old, strict=True)))
+
+
+def _permuted_aval(aval: ShapedArray, order: tuple[int, ...]) -> ShapedArray:
     shape = tuple(aval.shape[i] for i in order)
     return aval.update(shape=shape, sharding=_permuted(aval.sharding, order))
 
 
 def _permuted(sharding: NamedSharding, order: tuple[int, ...]) -> NamedSharding:
-    spec = *sharding.spec, *[None] * len(order)
+    spec = *sharding.spec, *[None] * len(order)  # a spec may name the first dimensions only
     return NamedSharding(sharding.mesh, PartitionSpec(*(spec[i] for i in order)))
