@@ -64,3 +64,23 @@ def check_scalar_or_schedule(name: str, value: Any, **bounds: Any) -> None:
     result = jax.eval_shape(value, jax.ShapeDtypeStruct((), np.int32))
     if not (hasattr(result, "shape") and result.shape == ()):
         raise ValueError(f"{name} must be a scalar or a schedule that returns one, got {result!r}.")
+
+
+def check_seed(seed: Any) -> None:
+    """Raises unless ``seed`` is a whole number in [0, 2**32)."""
+    check_integer("seed", seed, low=0, high=2**32 - 1)
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raises unless ``value`` is one of the allowed names."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+
+
+def check_static(name: str, value: Any) -> None:
+    """Raises if ``value`` is an array, where it decides shapes or structure."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"{name} must be a Python number, since it decides shapes, got {value!r}. With"
+            f" optax.inject_hyperparams, name {name!r} in its static_args."
+        )

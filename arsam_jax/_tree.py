@@ -66,3 +66,13 @@ def safe_divide(numerator: chex.Numeric, denominator: chex.Numeric) -> jax.Array
     """``numerator / denominator``, and 0 where the denominator is 0."""
     is_zero = jnp.equal(denominator, 0)
     return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
+
+
+def mean_over(axis_name: Any, tree: Any) -> Any:
+    """The mean over the devices of a mapped axis; ``tree`` itself without one."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def reject(a: Any, b: Any) -> Any:
+    """The part of ``a`` that is orthogonal to ``b``: a − (⟨a, b⟩ / ‖b‖²) b; ``a`` if b is 0."""
+    return subtract(a, scale(safe_divide(dot(a, b), dot(b, b)), b))

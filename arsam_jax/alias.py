@@ -1,27 +1,52 @@
 """The named methods: each is a line over radius, probe, sampling and correction.
 
 Every one is the first link of a chain, before the base optimizer, and needs ``grad_fn`` in
-``update``; see ``sharpness_aware``.
+``update``; see ``sharpness_aware``. g is the gradient of the mini-batch, g_A the perturbed one.
+``rho`` is the radius ρ >= 0 of the perturbation, or a schedule ``step -> ρ``. Costs are in
+gradients a step; "keeps" counts buffers shaped like the parameters. SAF and MESA are terms of the
+loss, in ``arsam_jax.trajectory``.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import optax
 
+from arsam_jax import ascent, correction, sampling, sparse
+from arsam_jax import probe as probes
 from arsam_jax.core import sharpness_aware
-from arsam_jax.correction import reuse_psf
-from arsam_jax.sampling import ParamsMask, autoregressive
 
-__all__ = ["arsam", "sam"]
+__all__ = [
+    "ae_sam",
+    "arsam",
+    "asam",
+    "esam",
+    "final_phase_sam",
+    "friendly_sam",
+    "gradient_norm_penalty",
+    "gsam",
+    "looksam",
+    "m_sam",
+    "momentum_sam",
+    "multi_step_sam",
+    "rw_sam",
+    "sam",
+    "sam_every_k",
+    "sparse_sam",
+    "usam",
+]
+
+Radius = optax.ScalarOrSchedule
+Link = optax.GradientTransformationExtraArgs
 
 
-def sam(rho: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
-    r"""Sharpness-Aware Minimization: :math:`\nabla L(w + \rho\, g / \|g\|)` on every step.
+def sam(rho: Radius) -> Link:
+    r"""Sharpness-Aware Minimization: :math:`g_A = \nabla L(w + \rho\, g / \|g\|)` on every step.
 
-    Costs 2 gradients a step and no memory beyond them.
+    Costs 2, keeps nothing.
 
     Args:
-      rho: ρ >= 0, or a schedule. 0.05 to 0.2 for networks with normalisation layers.
+      rho: the radius; 0.05 in the paper, up to 0.4 in use.
 
     References:
       Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization
@@ -30,8 +55,75 @@ def sam(rho: optax.ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     return sharpness_aware(rho)
 
 
+def sam_every_k(rho: Radius, k: int) -> Link:
+    """SAM-k: SAM on steps 0, k, 2k, ..., g on the others.
+
+    Costs 1 + 1/k, keeps nothing. k = 1 is SAM.
+
+    Args:
+      rho: the radius. A larger one than SAM's makes up for part of what the skipped steps lose.
+      k: >= 1; the papers use 5.
+
+    References:
+      "SAM-5" of Liu et al. (arXiv 2203.02714).
+    """
+    return sharpness_aware(rho, sampling=sampling.every_k(k))
+
+
+def looksam(rho: Radius, k: int = 5, alpha: float = 0.7, *, reuse_dtype: Any = None) -> Link:
+    r"""LookSAM: SAM every k steps, its part orthogonal to g reused in between.
+
+    A sampled step emits g_A and keeps :math:`g_v = g_A - (\langle g, g_A\rangle / \|g\|^2)\, g`;
+    the others emit :math:`g + \alpha\, (\|g\| / \|g_v\|)\, g_v`, all norms over the whole tree.
+    Costs 1 + 1/k, keeps 1. k = 1 is SAM.
+
+    Args:
+      rho: the radius.
+      k: >= 1; 5 in the paper.
+      alpha: α >= 0; 0.7 in the paper.
+      reuse_dtype: of the buffer; None keeps that of the parameters.
+
+    References:
+      Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (arXiv 2203.02714).
+    """
+    return sharpness_aware(
+        rho,
+        sampling=sampling.every_k(k),
+        correction=correction.reuse_orthogonal(alpha, reuse_dtype),
+    )
+
+
+def ae_sam(
+    rho: Radius,
+    total_steps: int,
+    *,
+    decay: float = 0.9,
+    lambda_1: float = -1,
+    lambda_2: float = 1,
+) -> Link:
+    r"""AE-SAM: SAM where the gradient is large, :math:`\|g\|^2 \ge \mu + c_t \sigma`, else g.
+
+    Costs 1 + the share of such steps, about a half; keeps nothing. See
+    ``sampling.gradient_norm_gate``.
+
+    Args:
+      rho: the radius.
+      total_steps: of the run; c_t goes from ``lambda_2`` to ``lambda_1`` over them.
+      decay: δ in [0, 1), of the moving mean μ and variance σ² of ‖g‖²; 0.9 in the paper.
+      lambda_1: −1 in the paper.
+      lambda_2: 1 in the paper.
+
+    References:
+      Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization (arXiv 2304.14647).
+    """
+    gate = sampling.gradient_norm_gate(
+        total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
+    )
+    return sharpness_aware(rho, sampling=gate)
+
+
 def arsam(
-    rho: optax.ScalarOrSchedule,
+    rho: Radius,
     alpha: float,
     *,
     ema_decay: float = 0.9,
@@ -41,13 +133,12 @@ def arsam(
     warmup_steps: int = 0,
     reuse_steps: int | None = 2,
     reuse_dtype: Any = None,
-    norm_mask: ParamsMask = None,
+    norm_mask: sampling.ParamsMask = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> Link:
     r"""ARSAM: SAM's second gradient on adaptively chosen steps, its PSF reused in between.
 
-    With g the gradient, gA the one at w + ρ g/‖g‖, and PSF = gA − g of the last sampled step, a
-    step emits
+    With PSF = g_A − g of the last sampled step, a step emits
 
     .. math::
         \begin{cases}
@@ -56,12 +147,11 @@ def arsam(
           g & \text{otherwise,}
         \end{cases}
 
-    and p follows the ratio ‖PSF‖ / ‖g‖ (``sampling.autoregressive``). Costs 1 + %SAM gradients a
-    step, that is 2 / (1 + %SAM) times the speed of SAM, and one buffer shaped like the
-    parameters.
+    and p follows the ratio ‖PSF‖ / ‖g‖ (``sampling.autoregressive``). Costs 1 + %SAM, that is
+    2 / (1 + %SAM) times the speed of SAM; keeps 1.
 
     Args:
-      rho: ρ >= 0, or a schedule.
+      rho: the radius.
       alpha: α >= 0; the paper recommends 0.1 to 1 (0.2 CIFAR-10, 0.4 CIFAR-100, 0.8
         Tiny-ImageNet). A larger one samples more.
       ema_decay: β in [0, 1), of the moving average of the ratio's relative change.
@@ -72,7 +162,7 @@ def arsam(
       warmup_steps: the steps at the start that are all sampled.
       reuse_steps: the steps after a sample that reuse its PSF. 2 is the paper's ARSAM, 0 its
         ablation ARSAM-A without a buffer, None reuses until the next sample.
-      reuse_dtype: dtype of the PSF buffer; None keeps that of the parameters.
+      reuse_dtype: of the buffer; None keeps that of the parameters.
       norm_mask: tree of bools, or a function that makes it from the parameters: the leaves over
         which the ratio is measured.
       seed: of the draws.
@@ -83,7 +173,7 @@ def arsam(
     """
     return sharpness_aware(
         rho,
-        sampling=autoregressive(
+        sampling=sampling.autoregressive(
             alpha,
             ema_decay=ema_decay,
             segment_length=segment_length,
@@ -93,5 +183,228 @@ def arsam(
             norm_mask=norm_mask,
             seed=seed,
         ),
-        correction=reuse_psf(reuse_steps, reuse_dtype),
+        correction=correction.reuse_psf(reuse_steps, reuse_dtype),
     )
+
+
+def esam(
+    rho: Radius,
+    *,
+    beta: float = 0.5,
+    gamma: float = 0.5,
+    per: Literal["coordinate", "tensor"] = "coordinate",
+    seed: int = 0,
+) -> Link:
+    r"""ESAM: a random share β of the perturbation, g_A from the share γ of the examples it hurts.
+
+    ε = ρ m g / (β ‖g‖) with a Bernoulli(β) mask m (stochastic weight perturbation), and g_A over
+    the γB examples whose loss rises most from w to w + ε (sharpness-sensitive data selection).
+    Needs ``example_loss_fn`` and ``batch``. Costs 1 + γ and two forward passes, keeps nothing.
+    β = γ = 1 is SAM.
+
+    Args:
+      rho: the radius.
+      beta: β in (0, 1]; the paper uses 0.5 to 0.6.
+      gamma: γ in (0, 1], a Python float; 0.5 in the paper.
+      per: draw m per coordinate as in the paper, or per tensor as in its code.
+      seed: of the masks.
+
+    References:
+      Du et al., Efficient Sharpness-aware Minimization (arXiv 2110.03141).
+    """
+    direction = optax.chain(ascent.normalize(), ascent.random_mask(beta, per, seed))
+    return sharpness_aware(rho, probe=probes.selective(gamma, direction))
+
+
+def gradient_norm_penalty(radius: Radius, strength: float) -> Link:
+    r"""Gradient-norm penalty: emits :math:`(1 - a)\, g + a\, \nabla L(w + r\, g / \|g\|)`.
+
+    To first order in r the gradient of L + λ ‖∇L‖ with λ = a r. Costs 2, keeps nothing. a = 1 is
+    SAM, a = 0 the base optimizer.
+
+    Args:
+      radius: r >= 0, or a schedule; 0.05 to 0.1 in the paper.
+      strength: a = λ / r >= 0; 0.6 to 0.8 in the paper.
+
+    References:
+      Zhao et al., Penalizing Gradient Norm for Efficiently Improving Generalization
+      (arXiv 2202.03599).
+    """
+    return sharpness_aware(radius, correction=correction.interpolate(strength))
+
+
+def asam(rho: Radius, *, eta: float = 0.01) -> Link:
+    r"""ASAM: SAM with :math:`\varepsilon = \rho\, T^2 g / \|T g\|`, :math:`T = |w| + \eta`.
+
+    Costs 2, keeps nothing.
+
+    Args:
+      rho: the radius in units of the weights: about ten times SAM's, 0.5 to 2.
+      eta: η >= 0; 0.01 in the paper.
+
+    References:
+      Kwon et al., ASAM (arXiv 2102.11600).
+    """
+    return sharpness_aware(rho, probe=probes.perturb(ascent.normalize_by_weights(eta)))
+
+
+def gsam(rho: Radius, alpha: float) -> Link:
+    r"""GSAM: emits :math:`g_A - \alpha\, g_\perp`, g_⊥ the part of g orthogonal to g_A.
+
+    Costs 2, keeps nothing. α = 0 is SAM.
+
+    Args:
+      rho: the radius; the paper lets it follow the learning rate: give a schedule.
+      alpha: α >= 0; 0.1 to 0.4 in the paper.
+
+    References:
+      Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training
+      (arXiv 2203.08065).
+    """
+    return sharpness_aware(rho, correction=correction.subtract_orthogonal(alpha))
+
+
+def multi_step_sam(rho: Radius, num_steps: int) -> Link:
+    r"""Multi-step SAM: n ascent steps of ρ/n each, then the gradient there.
+
+    Costs 1 + n, keeps nothing. n = 1 is SAM.
+
+    Args:
+      rho: the radius that the n steps share.
+      num_steps: n >= 1, a Python integer.
+
+    References:
+      Foret et al. (arXiv 2010.01412), appendix on inner steps.
+    """
+    return sharpness_aware(rho, probe=probes.multi_step(num_steps))
+
+
+def momentum_sam(rho: Radius, *, decay: float = 0.9) -> Link:
+    r"""Momentum-SAM: :math:`g_A = \nabla L(w - \rho\, v / \|v\|)`, v the momentum of the g_A.
+
+    Costs 1 inside jit, where XLA drops the gradient at w that the caller computes and nothing
+    reads; keeps 1.
+
+    Args:
+      rho: the radius; 0.3 in the authors' code.
+      decay: μ in [0, 1), usually that of the base optimizer.
+
+    References:
+      Becker et al., Momentum-SAM (arXiv 2401.12033).
+    """
+    return sharpness_aware(rho, probe=probes.momentum(decay))
+
+
+def friendly_sam(rho: Radius, *, sigma: float = 1.0, decay: float = 0.9) -> Link:
+    r"""Friendly SAM: :math:`\varepsilon = \rho\, d / \|d\|` with :math:`d = g - \sigma\, m`.
+
+    m is the moving average of the gradients before this one. Costs 2, keeps 1. σ = 0 is SAM.
+
+    Args:
+      rho: the radius; 0.1 to 0.4.
+      sigma: σ >= 0; 1 in the paper.
+      decay: λ in [0, 1); 0.6 to 0.95 in the paper.
+
+    References:
+      Li et al., Friendly Sharpness-Aware Minimization (arXiv 2403.12350).
+    """
+    direction = optax.chain(ascent.subtract_ema(sigma, decay), ascent.normalize())
+    return sharpness_aware(rho, probe=probes.perturb(direction))
+
+
+def final_phase_sam(rho: Radius, total_steps: int, share: float) -> Link:
+    """SAM in the last share of the steps, the base optimizer before.
+
+    Costs 1 + share, keeps nothing. share = 1 is SAM.
+
+    Args:
+      rho: the radius.
+      total_steps: of the run.
+      share: in [0, 1].
+
+    References:
+      Temperon (arXiv 2609.17575).
+    """
+    return sharpness_aware(rho, sampling=sampling.final_phase(total_steps, share))
+
+
+def usam(rho: Radius) -> Link:
+    r"""Unnormalised SAM: :math:`g_A = \nabla L(w + \rho\, g)`.
+
+    Costs 2, keeps nothing.
+
+    Args:
+      rho: in units of a learning rate, not of a length.
+
+    References:
+      Andriushchenko and Flammarion, Towards Understanding Sharpness-Aware Minimization
+      (arXiv 2206.06232).
+    """
+    return sharpness_aware(rho, probe=probes.perturb(optax.identity()))
+
+
+def m_sam(rho: Radius, num_microbatches: int) -> Link:
+    r"""m-SAM: each of K micro-batches is perturbed on its own.
+
+    :math:`g_A = \frac1K \sum_k \nabla L_k(w + \rho\, g_k / \|g_k\|)`, m = B / K. Needs
+    ``example_loss_fn`` and ``batch``. Costs 2 inside jit, where XLA drops the gradient that the
+    caller computes and nothing reads (3 outside); keeps nothing. K = 1 is SAM, K = B perturbs for
+    each example.
+
+    Args:
+      rho: the radius.
+      num_microbatches: K, a Python integer that divides the batch size.
+
+    References:
+      Foret et al. (arXiv 2010.01412), section 4.1 on m-sharpness.
+    """
+    return sharpness_aware(rho, probe=probes.microbatched(num_microbatches))
+
+
+def rw_sam(
+    rho: Radius, *, inverse_temperature: float = 1.0, delta: float = 1e-3, seed: int = 0
+) -> Link:
+    r"""Reweighted SAM: ε from a mean gradient that weighs examples by their gradient norms.
+
+    :math:`p_i \propto \exp(\lambda n_i / \bar n)`, n_i an estimate of ‖∇ℓ_i‖ from one forward pass
+    at randomly moved weights (``probe.reweighted``). Needs ``example_loss_fn`` and ``batch``. Costs
+    2 and a forward pass inside jit, where XLA drops the gradient that the caller computes and
+    nothing reads; keeps nothing. λ = 0 is SAM.
+
+    Args:
+      rho: the radius.
+      inverse_temperature: λ >= 0, without unit.
+      delta: δ > 0, the size of the random move.
+      seed: of the random moves.
+
+    References:
+      Luo et al., Reweighted SAM (arXiv 2509.18001).
+    """
+    return sharpness_aware(
+        rho, probe=probes.reweighted(inverse_temperature, delta=delta, seed=seed)
+    )
+
+
+def sparse_sam(
+    rho: Radius,
+    sparsity: float = 0.5,
+    *,
+    mask: Callable[[float], optax.GradientTransformation] = sparse.fisher_mask,
+) -> Link:
+    r"""Sparse SAM: :math:`\varepsilon = \rho\, m \odot g / \|g\|` with a 0/1 mask m.
+
+    Costs 2, and at each refresh what the mask costs; keeps the mask, one byte a weight. Sparsity 0
+    is SAM.
+
+    Args:
+      rho: the radius of the dense perturbation.
+      sparsity: share of the weights without perturbation, in [0, 1); 0.5 in the paper.
+      mask: makes the mask from the sparsity: ``sparse.fisher_mask`` (SSAM-F, needs
+        ``example_loss_fn`` and ``batch``), or for instance
+        ``lambda sparsity: sparse.dynamic_mask(sparsity, total_steps)`` (SSAM-D).
+
+    References:
+      Mi et al. (arXiv 2210.05177).
+    """
+    direction = optax.chain(ascent.normalize(), mask(sparsity))
+    return sharpness_aware(rho, probe=probes.perturb(direction))

@@ -22,6 +22,8 @@ _EXAMPLE_CALL = """
 class Metrics(NamedTuple):
     """What a sharpness-aware step did. All are scalars, float32 where not said.
 
+    Norms and cosines with the gradient are 0 for a method that leaves it unread (``Probe``).
+
     Attributes:
       sampled: bool, whether the last step took the second gradient.
       num_sampled: int32, the steps so far that did.
@@ -78,12 +80,16 @@ def sharpness_aware(
 
     ``grad_fn(params) -> grads`` evaluates the same mini-batch with the same dropout key as
     ``grads``; gradients are already averaged over devices. ``value_fn(params) -> loss`` is
-    accepted instead. Extra arguments that no part needs are ignored.
+    accepted instead. Methods that look at single examples take ``example_loss_fn(params, batch) ->
+    losses`` of shape (batch,) and ``batch``, and under ``pmap`` ``axis_name``, over which they
+    average the gradients they take themselves. Extra arguments that no part needs are ignored, so
+    a step can pass them all to any method.
 
     A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
-    second gradient is taken where ρ(t) is not positive or the gradient is not finite. A
-    perturbed gradient that is not finite is emitted, so that ``optax.apply_if_finite`` further
-    down the chain sees it, and leaves the states of probe, policy and correction as they were.
+    second gradient is taken where ρ(t) is not positive or the gradient is not finite (a probe that
+    leaves the gradient unread is always asked, unless ρ is the number 0). A perturbed gradient
+    that is not finite is emitted, so that ``optax.apply_if_finite`` further down the chain sees
+    it, and leaves the states of probe, policy and correction as they were.
 
     Under ``vmap`` a batched decision runs both branches: every step then costs two gradients.
 
@@ -130,23 +136,27 @@ def sharpness_aware(
 
         wanted, sampling_state = sampling.decide(state.sampling, state.step, watched(grads))
         sampling_state = _tree.where(is_finite, sampling_state, state.sampling)
-        sampled = wanted & is_finite & jnp.greater(rho_t, 0)
+        is_unread = wanted is True and not probe.reads_grads
+        if wanted is False or (isinstance(rho_t, int | float) and rho_t == 0):
+            sampled = False
+        elif is_unread:
+            sampled = True
+        else:
+            sampled = wanted & is_finite & jnp.greater(rho_t, 0)
+
+        def unless_unread(measured):
+            return jnp.zeros([], jnp.float32) if is_unread else _float32(measured)
+
         age = jnp.where(state.age < correction_lib.NEVER, state.age + 1, state.age)
 
         def fresh(params):
-            perturbed_grads, probe_state = probe.update(
-                grads,
-                state.probe,
-                params,
-                rho=rho_t,
-                step=state.step,
-                grad_fn=grad_fn,
-                **extra_args,
-            )
+            arguments = extra_args | {"rho": rho_t, "step": state.step, "grad_fn": grad_fn}
+            perturbed_grads, probe_state = probe.update(grads, state.probe, params, **arguments)
             perturbed_grads = _tree.widen(perturbed_grads)
             perturbed_norm = _tree.norm(perturbed_grads)
             emitted, correction_state = correction.fresh(state.correction, grads, perturbed_grads)
             psf = _tree.subtract(perturbed_grads, grads)
+            norms = grad_norm * perturbed_norm
             is_accepted = jnp.isfinite(perturbed_norm)
             return _StepResult(
                 updates=_tree.cast_like(emitted, updates),
@@ -156,9 +166,7 @@ def sharpness_aware(
                 watched_correction_norm=watched(psf),
                 perturbed_grad_norm=_float32(perturbed_norm),
                 correction_norm=_float32(_tree.norm(psf)),
-                cosine=_float32(
-                    _tree.safe_divide(_tree.dot(grads, perturbed_grads), grad_norm * perturbed_norm)
-                ),
+                cosine=_float32(_tree.safe_divide(_tree.dot(grads, perturbed_grads), norms)),
             )
 
         def stale(params):
@@ -174,10 +182,11 @@ def sharpness_aware(
                 cosine=state.metrics.cosine,
             )
 
+        branch = fast_convolutions(fresh) if isinstance(state.step, Tracer) else fresh
         if isinstance(sampled, Tracer):
-            result = jax.lax.cond(sampled, fast_convolutions(fresh), stale, params)
-        else:  # outside jit, where a cond would be compiled anew at every step
-            result = fresh(params) if sampled else stale(params)
+            result = jax.lax.cond(sampled, branch, stale, params)
+        else:  # known, as it is outside jit, where a cond would be compiled anew at every step
+            result = branch(params) if sampled else stale(params)
 
         state = SharpnessAwareState(
             step=jnp.asarray(optax.safe_increment(state.step)),
@@ -192,13 +201,13 @@ def sharpness_aware(
             ),
             correction=result.correction,
             metrics=Metrics(
-                sampled=sampled,
-                num_sampled=state.metrics.num_sampled + sampled.astype(jnp.int32),
+                sampled=jnp.asarray(sampled),
+                num_sampled=state.metrics.num_sampled + jnp.asarray(sampled, jnp.int32),
                 rho=jnp.asarray(rho_t, jnp.float32),
-                grad_norm=_float32(grad_norm),
+                grad_norm=unless_unread(grad_norm),
                 perturbed_grad_norm=result.perturbed_grad_norm,
-                correction_norm=result.correction_norm,
-                cosine=result.cosine,
+                correction_norm=unless_unread(result.correction_norm),
+                cosine=unless_unread(result.cosine),
             ),
         )
         return result.updates, state

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,16 +31,26 @@ class Correction(NamedTuple):
 
 def replace() -> Correction:
     """Emits the perturbed gradient when there is one, else the gradient. Keeps nothing."""
+    return Correction(
+        init=lambda params: (),
+        fresh=lambda state, grads, perturbed_grads: (perturbed_grads, state),
+        stale=lambda state, grads, age: grads,
+    )
 
-    def fresh(state, grads, perturbed_grads):
-        del grads
-        return perturbed_grads, state
 
-    def stale(state, grads, age):
-        del state, age
-        return grads
+def interpolate(strength: chex.Numeric) -> Correction:
+    r"""Emits :math:`(1 - a) g + a\, g_A` when there is a perturbed gradient, else g. Keeps nothing.
 
-    return Correction(lambda params: (), fresh, stale)
+    With ε = r g/‖g‖ this is the gradient-norm penalty of weight λ = a r: to first order in r the
+    gradient of L + λ ‖∇L‖.
+
+    Args:
+      strength: a >= 0; 0 is the gradient, 1 is ``replace``.
+
+    References:
+      Zhao et al., Penalizing Gradient Norm (arXiv 2202.03599).
+    """
+    return reuse_psf(0, strength=strength)
 
 
 class ReusePSFState(NamedTuple):
@@ -48,16 +59,20 @@ class ReusePSFState(NamedTuple):
     psf: Any
 
 
-def reuse_psf(steps: int | None = 2, dtype: Any = None) -> Correction:
+def reuse_psf(
+    steps: int | None = 2, dtype: Any = None, *, strength: chex.Numeric = 1
+) -> Correction:
     r"""ARSAM's reuse of the PSF, the difference :math:`\nabla L(w + \varepsilon) - \nabla L(w)`.
 
-    A sampled step emits the perturbed gradient and keeps its PSF; the ``steps`` steps after it
-    emit ``g + PSF`` (equation 15 of the paper), later ones ``g``.
+    A sampled step emits ``g + a PSF``, which is the perturbed gradient for a = 1, and keeps the
+    PSF; the ``steps`` steps after it emit ``g + a PSF`` with the kept one (equation 15 of the
+    paper), later ones ``g``.
 
     Args:
       steps: how many steps reuse a sample. 2 is the paper's ARSAM, 0 its ablation ARSAM-A, which
         keeps no buffer; None reuses until the next sample.
       dtype: of the kept PSF; None keeps the dtype of each parameter.
+      strength: a >= 0, see ``interpolate``.
 
     Returns:
       A correction that keeps one buffer shaped like the parameters (none if ``steps`` is 0).
@@ -69,18 +84,91 @@ def reuse_psf(steps: int | None = 2, dtype: Any = None) -> Correction:
         _check.check_integer("reuse_steps", steps, low=0)
     if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.inexact):
         raise ValueError(f"reuse_dtype must be a floating point dtype or None, got {dtype!r}.")
-    if isinstance(steps, int) and steps == 0:
-        return replace()
+    _check.check_number("strength", strength, low=0)
+    keeps_nothing = isinstance(steps, int) and steps == 0
+    is_whole = isinstance(strength, int | float) and strength == 1
+
+    def mix(grads, psf):
+        return _tree.add(grads, psf if is_whole else _tree.scale(strength, psf))
 
     def init(params):
+        if keeps_nothing:
+            return ()
         return ReusePSFState(jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params))
 
     def fresh(state, grads, perturbed_grads):
-        psf = _tree.cast_like(_tree.subtract(perturbed_grads, grads), state.psf)
-        return perturbed_grads, ReusePSFState(psf)
+        psf = _tree.subtract(perturbed_grads, grads)
+        emitted = perturbed_grads if is_whole else mix(grads, psf)
+        if keeps_nothing:
+            return emitted, state
+        return emitted, ReusePSFState(_tree.cast_like(psf, state.psf))
 
     def stale(state, grads, age):
+        if keeps_nothing:
+            return grads
         is_reused = age < NEVER if steps is None else age <= jnp.asarray(steps, jnp.int32)
-        return _tree.where(is_reused, _tree.add(grads, state.psf), grads)
+        return _tree.where(is_reused, mix(grads, state.psf), grads)
 
     return Correction(init, fresh, stale)
+
+
+class ReuseOrthogonalState(NamedTuple):
+    """State of ``reuse_orthogonal``: g_v of the last sampled step, shaped like the parameters."""
+
+    orthogonal: Any
+
+
+def reuse_orthogonal(alpha: Any = 0.7, dtype: Any = None) -> Correction:
+    r"""LookSAM's reuse of the part of the perturbed gradient that is orthogonal to the gradient.
+
+    A sampled step emits g_A and keeps :math:`g_v = g_A - (\langle g, g_A\rangle / \|g\|^2)\, g`;
+    the steps until the next emit :math:`g + \alpha (\|g\| / \|g_v\|)\, g_v`. All norms and inner
+    products are over the whole tree.
+
+    Args:
+      alpha: α >= 0.
+      dtype: of the kept g_v; None keeps the dtype of each parameter.
+
+    Returns:
+      A correction that keeps one buffer shaped like the parameters.
+
+    References:
+      Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (arXiv 2203.02714).
+    """
+    _check.check_number("alpha", alpha, low=0)
+
+    def init(params):
+        return ReuseOrthogonalState(jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params))
+
+    def fresh(state, grads, perturbed_grads):
+        orthogonal = _tree.reject(perturbed_grads, grads)
+        return perturbed_grads, ReuseOrthogonalState(_tree.cast_like(orthogonal, state.orthogonal))
+
+    def stale(state, grads, age):
+        del age
+        ratio = _tree.safe_divide(_tree.norm(grads), _tree.norm(state.orthogonal))
+        return _tree.add(grads, _tree.scale(alpha * ratio, _tree.widen(state.orthogonal)))
+
+    return Correction(init, fresh, stale)
+
+
+def subtract_orthogonal(alpha: Any) -> Correction:
+    r"""GSAM's step: descends the surrogate gap without leaving the descent of the perturbed loss.
+
+    A sampled step emits :math:`g_A - \alpha\, g_\perp` with :math:`g_\perp = g - (\langle g,
+    g_A\rangle / \|g_A\|^2)\, g_A`, the part of g orthogonal to g_A; other steps emit g. Keeps
+    nothing.
+
+    Args:
+      alpha: α >= 0; 0 is ``replace``.
+
+    References:
+      Zhuang et al., Surrogate Gap Minimization (arXiv 2203.08065), algorithm 1.
+    """
+    _check.check_number("alpha", alpha, low=0)
+
+    def fresh(state, grads, perturbed_grads):
+        orthogonal = _tree.reject(grads, perturbed_grads)
+        return _tree.add(perturbed_grads, _tree.scale(-alpha, orthogonal)), state
+
+    return Correction(lambda params: (), fresh, lambda state, grads, age: grads)

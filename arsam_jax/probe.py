@@ -3,9 +3,18 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from arsam_jax import _tree, ascent
+from arsam_jax import _check, _random, _tree
+from arsam_jax.ascent import normalize
+
+_EXAMPLE_CALL = """
+    def example_loss_fn(params, batch):  # one loss for each example
+        return optax.softmax_cross_entropy_with_integer_labels(...)
+    tx.update(grads, opt_state, params, grad_fn=grad_fn,
+              example_loss_fn=example_loss_fn, batch=batch)"""
 
 
 class Probe(NamedTuple):
@@ -15,13 +24,21 @@ class Probe(NamedTuple):
       init: ``params -> state``.
       update: ``(grads, state, params, *, rho, step, grad_fn, **extra_args) -> (perturbed_grads,
         state)``. Called on sampled steps only; ``grads`` are in at least float32.
+      reads_grads: False if the probe leaves ``grads``, or a part of them, unread. With
+        ``sampling.always`` nothing else reads them then, the metrics neither, so that XLA drops
+        what the clean backward pass would have cost.
     """
 
     init: Callable[..., Any]
     update: Callable[..., tuple[Any, Any]]
+    reads_grads: bool = True
 
 
-def perturb(ascent: optax.GradientTransformation = ascent.normalize()) -> Probe:  # noqa: B008
+def perturb(
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+    *,
+    reads_grads: bool = True,
+) -> Probe:
     r"""The gradient at the perturbed point, :math:`\nabla L(w + \rho\,\mathrm{ascent}(g))`.
 
     ``w + ε`` is computed in at least float32, so ``grad_fn`` receives float32 parameters where
@@ -30,20 +47,313 @@ def perturb(ascent: optax.GradientTransformation = ascent.normalize()) -> Probe:
 
     Args:
       ascent: maps the gradient to the direction of the perturbation.
+      reads_grads: False if ``ascent`` drops some leaves before it looks at them, see ``Probe``.
 
     Returns:
       A probe that costs one evaluation of ``grad_fn`` and keeps the state of ``ascent`` only.
     """
+    return multi_step(1, ascent)._replace(reads_grads=reads_grads)
+
+
+def multi_step(
+    num_steps: int,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+) -> Probe:
+    r"""Repeats the ascent, :math:`w_{j+1} = w_j + (\rho / n)\,\mathrm{ascent}(\nabla L(w_j))`.
+
+    The gradient at w_n is the perturbed gradient. The n steps share the radius, so one step is
+    ``perturb``.
+
+    Args:
+      num_steps: n >= 1, a Python integer.
+      ascent: maps a gradient to a direction.
+
+    Returns:
+      A probe that costs n evaluations of ``grad_fn``.
+    """
+    _check.check_static("num_steps", num_steps)
+    _check.check_integer("num_steps", num_steps, low=1)
     ascent = optax.with_extra_args_support(ascent)
 
     def init_fn(params):
         return ascent.init(_tree.widen(params))
 
     def update_fn(grads, state, params, *, rho, grad_fn, **extra_args):
+        def climb(carry, _):
+            point, grads, state = carry
+            direction, state = ascent.update(
+                grads, state, point, rho=rho, grad_fn=grad_fn, **extra_args
+            )
+            point = _tree.add(point, _tree.scale(rho / num_steps, direction))
+            return (point, _tree.cast_like(grad_fn(point), grads), state), None
+
+        carry = (_tree.widen(params), grads, state)
+        if num_steps == 1:
+            (_, perturbed_grads, state), _ = climb(carry, None)
+        else:
+            (_, perturbed_grads, state), _ = jax.lax.scan(climb, carry, length=num_steps)
+        return perturbed_grads, state
+
+    return Probe(init_fn, update_fn)
+
+
+def microbatched(
+    num_microbatches: int,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+) -> Probe:
+    r"""m-SAM: each micro-batch is perturbed on its own, :math:`\frac1K \sum_k \nabla L_k(w +
+    \rho\,\mathrm{ascent}(\nabla L_k(w)))`.
+
+    K micro-batches of m = B / K examples; micro-batch k holds examples k, k + K, k + 2K, ..., so
+    that each spreads over the devices of a sharded batch. They run one after another. K = 1 is
+    SAM, K = B perturbs per example. Needs ``example_loss_fn`` and ``batch``.
+
+    Args:
+      num_microbatches: K, a divisor of the batch size.
+      ascent: maps the gradient of a micro-batch to a direction.
+
+    Returns:
+      A probe that costs two gradients of the whole batch, and leaves ``grads`` unread.
+    """
+    _check.check_static("num_microbatches", num_microbatches)
+    _check.check_integer("num_microbatches", num_microbatches, low=1)
+    ascent = optax.with_extra_args_support(ascent)
+
+    def init_fn(params):
+        return ascent.init(_tree.widen(params))
+
+    def update_fn(
+        grads, state, params, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
+    ):
+        del grad_fn
+        axis_name = extra_args.get("axis_name")
+        loss_fn, size = example_loss(example_loss_fn, batch)
+        if size % num_microbatches:
+            raise ValueError(
+                f"num_microbatches must divide the batch size {size}, got {num_microbatches}."
+            )
+        params = _tree.widen(params)
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def add_part(carry, part):
+            total, state = carry
+            part_grad_fn = jax.grad(lambda params: loss_fn(params, part).mean())
+            direction, state = ascent.update(
+                _tree.widen(part_grad_fn(params)),
+                state,
+                params,
+                rho=rho,
+                grad_fn=part_grad_fn,
+                example_loss_fn=example_loss_fn,
+                batch=part,
+                **extra_args,
+            )
+            point = _tree.add(params, _tree.scale(rho, direction))
+            return (_tree.add(total, part_grad_fn(point)), state), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (total, state), _ = jax.lax.scan(add_part, (zeros, state), parts)
+        mean = _tree.scale(1 / num_microbatches, total)
+        return _tree.mean_over(axis_name, mean), state
+
+    return Probe(init_fn, update_fn, reads_grads=False)
+
+
+class KeyedState(NamedTuple):
+    """State of a probe that draws: its key, uint32 (2,), and the state of its ascent."""
+
+    key: jax.Array
+    ascent: Any
+
+
+def reweighted(
+    inverse_temperature: float,
+    *,
+    delta: float = 1e-3,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+    seed: int = 0,
+) -> Probe:
+    r"""RW-SAM: the perturbation follows the examples with large gradients.
+
+    .. math::
+        \varepsilon = \rho\,\mathrm{ascent}\Big(\sum_i p_i \nabla\ell_i(w)\Big), \quad
+        p_i \propto \exp(\lambda n_i / \bar n), \quad
+        n_i = |\ell_i(w + \delta z) - \ell_i(w)| / \delta, \quad z \sim N(0, I),
+
+    and the perturbed gradient is that of the plain mean at w + ε. n_i estimates ‖∇ℓ_i‖ up to a
+    factor that the division by the mean n̄ of the batch removes; so λ has no unit. The authors'
+    own normalisation could not be read. Needs ``example_loss_fn`` and ``batch``.
+
+    Args:
+      inverse_temperature: λ >= 0; 0 is SAM.
+      delta: δ > 0, the size of the random step, in units of a standard normal per weight.
+      ascent: maps the weighted gradient to a direction.
+      seed: of z.
+
+    Returns:
+      A probe that costs two gradients and one forward pass, and leaves ``grads`` unread.
+
+    References:
+      Luo et al., Reweighted SAM (arXiv 2509.18001).
+    """
+    _check.check_number("inverse_temperature", inverse_temperature, low=0)
+    _check.check_number("delta", delta, above=0)
+    _check.check_seed(seed)
+    ascent = optax.with_extra_args_support(ascent)
+
+    def init_fn(params):
+        return KeyedState(_random.make_key(seed), ascent.init(_tree.widen(params)))
+
+    def update_fn(
+        grads, state, params, *, rho, step, grad_fn, example_loss_fn=None, batch=None, **extra_args
+    ):
+        loss_fn, _ = example_loss(example_loss_fn, batch)
+        params = _tree.widen(params)
+        z = optax.tree.random_like(_random.step_key(state.key, step), params)
+
+        def weighted_loss(params):
+            losses = loss_fn(params, batch)
+            moved = loss_fn(_tree.add(params, _tree.scale(delta, z)), batch)
+            norms = jnp.abs(moved - losses) / jnp.asarray(delta, losses.dtype)
+            scale = _tree.safe_divide(inverse_temperature, norms.mean()).astype(norms.dtype)
+            weights = jax.lax.stop_gradient(jax.nn.softmax(scale * norms))
+            return jnp.sum(weights * losses)
+
+        weighted_grads = _tree.widen(jax.grad(weighted_loss)(params))
+        direction, ascent_state = ascent.update(
+            _tree.mean_over(extra_args.get("axis_name"), weighted_grads),
+            state.ascent,
+            params,
+            rho=rho,
+            step=step,
+            grad_fn=grad_fn,
+            example_loss_fn=example_loss_fn,
+            batch=batch,
+            **extra_args,
+        )
+        perturbed_grads = grad_fn(_tree.add(params, _tree.scale(rho, direction)))
+        return perturbed_grads, KeyedState(state.key, ascent_state)
+
+    return Probe(init_fn, update_fn, reads_grads=False)
+
+
+def selective(
+    gamma: float,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+) -> Probe:
+    r"""ESAM's sharpness-sensitive data selection: g_A from the examples whose loss rises most.
+
+    With ε = ρ ascent(g), the perturbed gradient is that of the mean loss at w + ε of the
+    max(1, round(γB)) examples with the largest ℓ_i(w + ε) − ℓ_i(w); nothing of it is computed for
+    the others. Needs ``example_loss_fn`` and ``batch``. Batch normalisation in
+    ``example_loss_fn`` then sees the selected examples only.
+
+    Args:
+      gamma: γ in (0, 1], a Python float; 1 selects all, which is ``perturb``.
+      ascent: maps the gradient to a direction.
+
+    Returns:
+      A probe that costs γ of a gradient and two forward passes.
+
+    References:
+      Du et al., Efficient Sharpness-Aware Minimization (arXiv 2110.03141), section 3.2.
+    """
+    _check.check_static("gamma", gamma)
+    _check.check_number("gamma", gamma, above=0, high=1)
+    ascent = optax.with_extra_args_support(ascent)
+
+    def init_fn(params):
+        return ascent.init(_tree.widen(params))
+
+    def update_fn(
+        grads, state, params, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
+    ):
+        loss_fn, size = example_loss(example_loss_fn, batch)
+        extra_args |= {"example_loss_fn": example_loss_fn, "batch": batch}
         params = _tree.widen(params)
         direction, state = ascent.update(
             grads, state, params, rho=rho, grad_fn=grad_fn, **extra_args
         )
-        return grad_fn(_tree.add(params, _tree.scale(rho, direction))), state
+        point = _tree.add(params, _tree.scale(rho, direction))
+        if gamma == 1:
+            return grad_fn(point), state
+        rise = loss_fn(point, batch) - loss_fn(params, batch)
+        _, chosen = jax.lax.top_k(rise, max(1, round(gamma * size)))
+        selected = jax.tree.map(lambda x: x[chosen], batch)
+        perturbed_grads = jax.grad(lambda params: loss_fn(params, selected).mean())(point)
+        return _tree.mean_over(extra_args.get("axis_name"), perturbed_grads), state
 
     return Probe(init_fn, update_fn)
+
+
+class MomentumState(NamedTuple):
+    """State of ``momentum``: the momentum of the perturbed gradients, shaped like the params."""
+
+    momentum: Any
+
+
+def momentum(decay: float = 0.9) -> Probe:
+    r"""Momentum-SAM: the perturbation follows the momentum, so there is no second gradient.
+
+    .. math::
+        g_A = \nabla L(w - \rho\, v / \|v\|), \qquad v \leftarrow \mu v + g_A.
+
+    A step down the momentum has overshot along it where the curvature is high, hence the sign,
+    which is that of the authors' paper and code. Keeps one buffer shaped like the parameters.
+
+    Args:
+      decay: μ in [0, 1), usually that of the base optimizer.
+
+    Returns:
+      A probe that costs one gradient and leaves ``grads`` unread, whose computation XLA then drops.
+
+    References:
+      Becker et al., Momentum-SAM (arXiv 2401.12033).
+    """
+    _check.check_number("decay", decay, low=0, below=1)
+
+    def init_fn(params):
+        return MomentumState(jax.tree.map(jnp.zeros_like, _tree.widen(params)))
+
+    def update_fn(grads, state, params, *, rho, grad_fn, **extra_args):
+        del grads, extra_args
+        scale = -rho * _tree.safe_divide(1.0, _tree.norm(state.momentum))
+        point = _tree.add(_tree.widen(params), _tree.scale(scale, state.momentum))
+        perturbed_grads = grad_fn(point)
+        velocity = _tree.add(_tree.scale(decay, state.momentum), perturbed_grads)
+        return perturbed_grads, MomentumState(velocity)
+
+    return Probe(init_fn, update_fn, reads_grads=False)
+
+
+def example_loss(example_loss_fn, batch):
+    """The checked ``example_loss_fn`` and the batch size, for parts that see single examples.
+
+    Raises:
+      ValueError: if either extra argument is missing, the leaves of ``batch`` differ in their
+        first axis, or (when called) there is not one loss for each example.
+    """
+    for name, value in (("example_loss_fn", example_loss_fn), ("batch", batch)):
+        if value is None:
+            raise ValueError(
+                f"This method looks at single examples: its update needs {name}.\n{_EXAMPLE_CALL}"
+            )
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"Every leaf of batch must have the same first axis, got the sizes {sorted(sizes)}."
+        )
+
+    def loss_fn(params, batch):
+        losses = example_loss_fn(params, batch)
+        expected = jnp.shape(jax.tree.leaves(batch)[0])[:1]
+        if jnp.shape(losses) != expected:
+            raise ValueError(
+                "example_loss_fn(params, batch) must return one loss for each example, of shape"
+                f" {expected}, got {jnp.shape(losses)}."
+            )
+        return losses
+
+    return loss_fn, next(iter(sizes))[0]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from arsam_jax import _check, _tree
+from arsam_jax import _check, _random, _tree
 
 ParamsMask = Any | Callable[[Any], Any] | None
 """A tree of bools that is a prefix of the parameters, or a function that makes it from them."""
@@ -24,7 +24,7 @@ class SamplingPolicy(NamedTuple):
     Attributes:
       init: ``() -> state``.
       decide: ``(state, step, grad_norm) -> (bool[], state)``, before the step; ``step`` (int32
-        scalar) counts from 0.
+        scalar) counts from 0. A Python bool promises the same decision for every step.
       record: ``(state, step, sampled, grad_norm, correction_norm) -> state``, after the step.
         ``sampled`` says whether a finite perturbed gradient was taken, ``correction_norm`` is
         ‖PSF‖ if so and stale if not.
@@ -32,19 +32,19 @@ class SamplingPolicy(NamedTuple):
     """
 
     init: Callable[[], Any]
-    decide: Callable[..., tuple[jax.Array, Any]]
+    decide: Callable[..., tuple[jax.Array | bool, Any]]
     record: Callable[..., Any] = lambda state, *_: state
     norm_mask: ParamsMask = None
 
 
 def always() -> SamplingPolicy:
     """Every step: SAM's two gradients a step."""
-    return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (jnp.array(True), state))
+    return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (True, state))
 
 
 def never() -> SamplingPolicy:
     """No step: the base optimizer, bit for bit, at its price."""
-    return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (jnp.array(False), state))
+    return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (False, state))
 
 
 def every_k(k: int) -> SamplingPolicy:
@@ -72,14 +72,88 @@ def bernoulli(probability: chex.Numeric | Callable, seed: int = 0) -> SamplingPo
       seed: of the draws. The draw of a step depends on the seed and the step alone.
     """
     _check.check_scalar_or_schedule("probability", probability, low=0, high=1)
-    _check_seed(seed)
+    _check.check_seed(seed)
 
     def decide(state, step, grad_norm):
         del grad_norm
         p = probability(step) if callable(probability) else probability
-        return _draw(state.key, step, p), state
+        return _random.draw(state.key, step, p), state
 
-    return SamplingPolicy(lambda: BernoulliState(_make_key(seed)), decide)
+    return SamplingPolicy(lambda: BernoulliState(_random.make_key(seed)), decide)
+
+
+def final_phase(total_steps: int, share: float) -> SamplingPolicy:
+    """The last ``share`` of the steps, all of them: 1 + share gradients a step.
+
+    Args:
+      total_steps: of the run, >= 1.
+      share: in [0, 1]; the sampled steps are the last round(share · total_steps).
+
+    References:
+      Temperon (arXiv 2609.17575): a tail aligned with the decay of the learning rate.
+    """
+    _check.check_integer("total_steps", total_steps, low=1)
+    _check.check_number("share", share, low=0, high=1)
+
+    def decide(state, step, grad_norm):
+        del grad_norm
+        first = total_steps - jnp.round(jnp.asarray(share * total_steps, jnp.float32))
+        return step >= first.astype(jnp.int32), state
+
+    return SamplingPolicy(lambda: (), decide)
+
+
+class GradientNormGateState(NamedTuple):
+    """State of ``gradient_norm_gate``: moving mean and variance of ‖g‖², float32 scalars."""
+
+    mean: jax.Array
+    variance: jax.Array
+
+
+def gradient_norm_gate(
+    total_steps: int, *, decay: float = 0.9, lambda_1: float = -1, lambda_2: float = 1
+) -> SamplingPolicy:
+    r"""AE-SAM's policy: sample where the gradient is large, as it is in sharp regions.
+
+    With x = ‖g‖² and both averages starting at 0, a step t of T is sampled if
+
+    .. math::
+        x \ge \mu + c_t \sigma, \quad
+        \mu \leftarrow \delta \mu + (1 - \delta) x, \quad
+        \sigma^2 \leftarrow \delta \sigma^2 + (1 - \delta) (x - \mu)^2, \quad
+        c_t = \tfrac tT \lambda_1 + (1 - \tfrac tT) \lambda_2,
+
+    the averages updated first. For normal x and the default λ the share of sampled steps rises
+    from 16 to 84 %.
+
+    Args:
+      total_steps: T >= 1, of the run.
+      decay: δ in [0, 1).
+      lambda_1: c at the end.
+      lambda_2: c at the start.
+
+    References:
+      Jiang et al., An Adaptive Policy to Employ SAM (arXiv 2304.14647), equations 5 to 7.
+    """
+    _check.check_integer("total_steps", total_steps, low=1)
+    _check.check_number("decay", decay, low=0, below=1)
+    _check.check_number("lambda_1", lambda_1)
+    _check.check_number("lambda_2", lambda_2)
+
+    def init():
+        return GradientNormGateState(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32))
+
+    def decide(state, step, grad_norm):
+        x = jnp.square(grad_norm)
+        delta = jnp.asarray(decay, jnp.float32)
+        mean = delta * state.mean + (1 - delta) * x
+        variance = delta * state.variance + (1 - delta) * jnp.square(x - mean)
+        progress = step.astype(jnp.float32) / jnp.asarray(total_steps, jnp.float32)
+        threshold = progress * lambda_1 + (1 - progress) * lambda_2
+        sampled = x >= mean + threshold * jnp.sqrt(variance)
+        return sampled, GradientNormGateState(mean, variance)
+
+    return SamplingPolicy(init, decide)
 
 
 class AutoregressiveState(NamedTuple):
@@ -149,7 +223,7 @@ def autoregressive(
     _check.check_number("ema_decay", ema_decay, low=0, below=1)
     _check.check_integer("segment_length", segment_length, low=1)
     _check.check_integer("warmup_steps", warmup_steps, low=0)
-    _check_seed(seed)
+    _check.check_seed(seed)
     if not isinstance(segment_length, Tracer):
         most = float(segment_length)
         _check.check_number("min_samples", min_samples, low=0, high=most)
@@ -160,7 +234,7 @@ def autoregressive(
     def init():
         samples = jnp.asarray(initial_samples, jnp.float32)
         return AutoregressiveState(
-            key=_make_key(seed),
+            key=_random.make_key(seed),
             ratio=jnp.zeros([], jnp.float32),
             ema_ratio=jnp.zeros([], jnp.float32),
             samples=samples,
@@ -170,7 +244,7 @@ def autoregressive(
 
     def decide(state, step, grad_norm):
         del grad_norm
-        drawn = _draw(state.key, step, state.probability)
+        drawn = _random.draw(state.key, step, state.probability)
         return drawn | (step < jnp.asarray(warmup_steps, jnp.int32)), state
 
     def record(state, step, sampled, grad_norm, correction_norm):
@@ -204,17 +278,3 @@ def autoregressive(
         )
 
     return SamplingPolicy(init, decide, record, norm_mask)
-
-
-def _check_seed(seed: int) -> None:
-    _check.check_integer("seed", seed, low=0, high=2**32 - 1)
-
-
-def _make_key(seed: int) -> jax.Array:
-    """A raw key, since not every serializer takes typed ones; threefry, whatever the default is."""
-    return jax.random.key_data(jax.random.key(jnp.asarray(seed, jnp.uint32), impl="threefry2x32"))
-
-
-def _draw(key: jax.Array, step: chex.Numeric, probability: chex.Numeric) -> jax.Array:
-    key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), step)
-    return jax.random.uniform(key, dtype=jnp.float32) < probability

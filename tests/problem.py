@@ -65,6 +65,7 @@ def make_step(tx, on_gradient=None, axis_name=None):
             grad_fn=grad_fn,
             example_loss_fn=example_loss_fn,
             batch=batch,
+            axis_name=axis_name,
         )
         return optax.apply_updates(params, updates), opt_state
 

@@ -1,0 +1,271 @@
+"""Masks for sparse SAM: ascents that keep a share of the perturbation.
+
+Put one after ``normalize()``: ε is masked after the division by the whole ‖g‖. A mask is refreshed
+at the first sampled step that is ``refresh_every`` or more steps after the last refresh, behind a
+``lax.cond``, so it costs nothing on other steps. Density is exact at every refresh.
+
+References:
+  Mi et al., Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach
+  (arXiv 2210.05177), and Systematic Investigation of Sparse Perturbed Sharpness-Aware Minimization
+  Optimizer (DOI 10.1109/TPAMI.2025.3581310).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from arsam_jax import _check, _random, _tree
+from arsam_jax.probe import example_loss
+
+Pattern = Literal["unstructured", "structured"] | tuple[int, int]
+"""Which weights live or die together: none; those of a leaf; (N, M): N of M consecutive ones."""
+
+
+class SparseMaskState(NamedTuple):
+    """State of a mask.
+
+    Attributes:
+      mask: bools shaped like the parameters, or one scalar for each leaf if structured.
+      due: int32 scalar, the step from which the mask is to be refreshed.
+      key: uint32 (2,), of random draws.
+    """
+
+    mask: Any
+    due: jax.Array
+    key: jax.Array
+
+
+def fisher_mask(
+    sparsity: float,
+    *,
+    pattern: Pattern = "unstructured",
+    num_examples: int | None = None,
+    refresh_every: int = 1000,
+) -> optax.GradientTransformationExtraArgs:
+    """SSAM-F: keeps the weights with the largest diagonal Fisher information.
+
+    The Fisher information of a weight is the mean of its squared per-example gradients over
+    ``num_examples`` examples of the current mini-batch. Needs ``example_loss_fn`` and ``batch``.
+    A refresh costs about one gradient; it takes the examples one by one, so that it keeps no
+    gradients but their running sum.
+
+    Args:
+      sparsity: share of weights without perturbation, in [0, 1).
+      pattern: "unstructured" keeps the largest scores of all weights; "structured" whole leaves,
+        by mean score, until the budget is reached; (N, M) the N largest of M consecutive weights
+        of a leaf with two or more axes, whatever ``sparsity`` says, and all of the others.
+      num_examples: N_F >= 1, at most the batch size; None takes the whole mini-batch.
+      refresh_every: T_m >= 1, steps between refreshes; the first sampled step is one.
+    """
+    if num_examples is not None:
+        _check.check_static("num_examples", num_examples)
+        _check.check_integer("num_examples", num_examples, low=1)
+
+    def refresh(mask, key, grads, params, step, example_loss_fn, batch, axis_name):
+        del mask, key, grads, step
+        loss_fn, size = example_loss(example_loss_fn, batch)
+        count = size if num_examples is None else num_examples
+        if count > size:
+            raise ValueError(
+                f"num_examples must be at most the batch size {size}, got {num_examples}."
+            )
+        examples = jax.tree.map(lambda x: x[:count, None], batch)
+
+        def add_square(total, example):
+            grads = _tree.widen(jax.grad(lambda p: loss_fn(p, example).mean())(params))
+            squares = jax.tree.map(lambda g: jnp.real(g * jnp.conj(g)), grads)
+            return jax.tree.map(jnp.add, total, squares), None
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.real(p).dtype), params)
+        scores, _ = jax.lax.scan(add_square, zeros, examples)
+        return keep_largest(_tree.mean_over(axis_name, scores), sparsity, pattern)
+
+    def first_mask(params, key):
+        del key
+        scores = jax.tree.map(jnp.ones_like, params)
+        return keep_largest(scores, sparsity, pattern)
+
+    return _sparse_mask(sparsity, pattern, refresh_every, 0, first_mask, refresh)
+
+
+def dynamic_mask(
+    sparsity: float,
+    total_steps: int,
+    *,
+    drop_rate: float = 0.5,
+    drop_by: Literal["weight", "gradient", "random"] = "weight",
+    refresh_every: int = 1000,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SSAM-D: a mask of dynamic sparse training.
+
+    It starts at random. A refresh drops the round(f (1 + cos(π t / T)) / 2 · live) live weights
+    with the smallest score and grows as many of the dead ones with the largest \|g\|, so the
+    density never changes; at most as many as are dead. A refresh costs no gradient.
+
+    Args:
+      sparsity: share of weights without perturbation, in [0, 1).
+      total_steps: T >= 1, after which nothing is dropped any more.
+      drop_rate: f in [0, 1].
+      drop_by: the score of live weights: "weight" \|w\|, "gradient" \|g\|, or "random".
+      refresh_every: T_m >= 1, steps between refreshes; the first is T_m steps in.
+      seed: of the first mask and of random scores.
+    """
+    _check.check_integer("total_steps", total_steps, low=1)
+    _check.check_number("drop_rate", drop_rate, low=0, high=1)
+    _check.check_choice("drop_by", drop_by, ("weight", "gradient", "random"))
+
+    def refresh(mask, key, grads, params, step, example_loss_fn, batch, axis_name):
+        del example_loss_fn, batch, axis_name
+        live = _ravel(mask).astype(bool)
+        if drop_by == "random":
+            drop_scores = jax.random.uniform(_random.step_key(key, step), live.shape)
+        else:
+            drop_scores = jnp.abs(_ravel(params if drop_by == "weight" else grads))
+        progress = jnp.clip(step.astype(jnp.float32) / jnp.float32(total_steps), 0, 1)
+        rate = jnp.asarray(drop_rate, jnp.float32) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        num_live = jnp.sum(live, dtype=jnp.int32)
+        num_dropped = jnp.round(rate * num_live.astype(jnp.float32)).astype(jnp.int32)
+        num_dropped = jnp.minimum(num_dropped, live.size - num_live)
+        drop_rank = _rank(jnp.where(live, -drop_scores, -jnp.inf))  # 0: smallest live score
+        grow_rank = _rank(jnp.where(live, -jnp.inf, jnp.abs(_ravel(grads))))
+        kept = live & (drop_rank >= num_dropped)
+        grown = ~live & (grow_rank < num_dropped)
+        return _unravel(kept | grown, mask)
+
+    def first_mask(params, key):
+        flat = _ravel(params)
+        scores = jax.random.uniform(_random.step_key(key, jnp.int32(-1)), flat.shape)
+        return _unravel(_rank(scores) < _num_live(flat.size, sparsity), params)
+
+    return _sparse_mask(
+        sparsity, "unstructured", refresh_every, seed, first_mask, refresh, first_due=refresh_every
+    )
+
+
+def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured") -> Any:
+    """The mask that keeps the largest scores: bools like ``scores``, one a leaf if structured.
+
+    Ties go to the earlier weight, so that the number kept is exact.
+    """
+    if pattern == "unstructured":
+        flat = _ravel(scores)
+        return _unravel(_rank(flat) < _num_live(flat.size, sparsity), scores)
+    if pattern == "structured":
+        leaves, treedef = jax.tree.flatten(scores)
+        if not leaves:
+            return scores
+        sizes = np.array([x.size for x in leaves], np.int32)
+        means = jnp.stack([jnp.mean(x).astype(jnp.float32) for x in leaves])
+        order = jnp.argsort(-means, stable=True)
+        ordered = jnp.asarray(sizes)[order]
+        before = jnp.cumsum(ordered, dtype=jnp.int32) - ordered
+        kept = jnp.zeros(len(leaves), bool).at[order].set(before < _num_live(sizes.sum(), sparsity))
+        return jax.tree.unflatten(treedef, list(kept))
+    n, m = pattern
+
+    def keep_n_of_m(x):
+        if x.ndim < 2:
+            return jnp.ones(x.shape, bool)
+        whole = x.size // m * m  # what is left over stays
+        groups = x.reshape(-1)[:whole].reshape(-1, m)
+        ranks = jnp.argsort(jnp.argsort(-groups, axis=1, stable=True), axis=1)
+        rest = jnp.ones(x.size - whole, bool)
+        return jnp.concatenate([(ranks < n).reshape(-1), rest]).reshape(x.shape)
+
+    return jax.tree.map(keep_n_of_m, scores)
+
+
+def density(mask: Any, params: Any) -> jax.Array:
+    """The share of weights that a mask keeps, float32 scalar."""
+    live = jax.tree.map(lambda keep, p: jnp.sum(jnp.broadcast_to(keep, p.shape)), mask, params)
+    size = sum(p.size for p in jax.tree.leaves(params))
+    return jnp.asarray(sum(jax.tree.leaves(live)), jnp.float32) / max(size, 1)
+
+
+def static_mask(mask: Any) -> optax.GradientTransformation:
+    """A mask of whole leaves, fixed before tracing: a tree of Python bools, True keeps.
+
+    Behind ``normalize()`` this is the explicit form: it saves no backward pass, since ‖g‖ needs
+    every gradient. The implicit form has a second one in front of it, so that ‖g‖ is that of the
+    kept leaves alone::
+
+        drop = static_mask(mask)
+        perturb(optax.chain(drop, normalize(), drop), reads_grads=False)
+
+    XLA then sees that the gradients of the other leaves are not used and drops them from the first
+    backward pass. In both forms it also shares what the two forward passes have in common before
+    the first perturbed leaf.
+    """
+    if any(not isinstance(x, bool) for x in jax.tree.leaves(mask)):
+        raise TypeError(f"mask must be a tree of Python bools, got {mask!r}.")
+    dropped = jax.tree.map(lambda keep: not keep, mask)
+    return optax.masked(optax.set_to_zero(), dropped)
+
+
+def _sparse_mask(
+    sparsity: float,
+    pattern: Pattern,
+    refresh_every: int,
+    seed: int,
+    first_mask: Callable,
+    refresh: Callable,
+    first_due: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    _check.check_static("sparsity", sparsity)
+    _check.check_number("sparsity", sparsity, low=0, below=1)
+    _check.check_integer("refresh_every", refresh_every, low=1)
+    _check.check_seed(seed)
+    if isinstance(pattern, tuple):
+        _check.check_integer("pattern's N", pattern[0], low=1)
+        _check.check_integer("pattern's M", pattern[1], low=pattern[0])
+    else:
+        _check.check_choice("pattern", pattern, ("unstructured", "structured"))
+
+    def init_fn(params):
+        key = _random.make_key(seed)
+        due = jnp.asarray(first_due, jnp.int32)
+        return SparseMaskState(first_mask(params, key), due, key)
+
+    def update_fn(updates, state, params=None, *, step, **extra_args):
+        is_due = step >= state.due
+        examples = [extra_args.get(name) for name in ("example_loss_fn", "batch", "axis_name")]
+        mask = jax.lax.cond(
+            is_due,
+            lambda: refresh(state.mask, state.key, updates, params, step, *examples),
+            lambda: state.mask,
+        )
+        due = jnp.where(is_due, step + jnp.asarray(refresh_every, jnp.int32), state.due)
+        masked = jax.tree.map(lambda keep, x: jnp.where(keep, x, 0), mask, updates)
+        return masked, SparseMaskState(mask, due, state.key)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore
+
+
+def _num_live(size: int, sparsity: float) -> int:
+    return int(size) - math.ceil(int(size) * sparsity)
+
+
+def _rank(scores: jax.Array) -> jax.Array:
+    """The place of each score in descending order, 0 for the largest; ties in their order."""
+    order = jnp.argsort(-scores, stable=True)
+    return jnp.zeros(scores.shape, jnp.int32).at[order].set(
+        jnp.arange(scores.size, dtype=jnp.int32)
+    )
+
+
+def _ravel(tree: Any) -> jax.Array:
+    leaves = [jnp.ravel(x) for x in jax.tree.leaves(tree)]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros([0], jnp.float32)
+
+
+def _unravel(flat: jax.Array, like: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(like)
+    ends = np.cumsum([x.size for x in leaves])
+    parts = [flat[end - x.size : end].reshape(x.shape) for end, x in zip(ends, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, parts)

@@ -1,0 +1,648 @@
+"""Every method of the family against NumPy, written from its paper's formula, over many steps.
+
+The problem is least squares with known gradients of single examples: l_i(w) = (a_i·w − b_i)² / 2.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import arsam_jax
+from arsam_jax import _random, correction, probe, sampling, sharpness_aware, sparse
+from arsam_jax.ascent import normalize, normalize_by_weights, random_mask
+from tests.methods import METHODS
+from tests.problem import loss_fn, make_batch, make_params, make_step, train
+
+SIZE, BATCH, STEPS = 8, 6, 40
+RHO = 0.3
+
+
+def split(flat):
+    """A vector as a tree of a matrix and a vector."""
+    return {"a": flat[:6].reshape(3, 2), "b": flat[6:]}
+
+
+def join(tree):
+    return np.concatenate([np.ravel(tree["a"]), np.ravel(tree["b"])])
+
+
+def draw_batch(step):
+    rng = np.random.default_rng([11, step])
+    return rng.normal(size=(BATCH, SIZE)), rng.normal(size=BATCH)
+
+
+def example_losses(w, batch):
+    return (batch[0] @ w - batch[1]) ** 2 / 2
+
+
+def example_gradients(w, batch):
+    return (batch[0] @ w - batch[1])[:, None] * batch[0]
+
+
+def gradient(w, batch):
+    return example_gradients(w, batch).mean(0)
+
+
+def unit(x):
+    return x / np.linalg.norm(x)
+
+
+def perturbed(w, batch):
+    return gradient(w + RHO * unit(gradient(w, batch)), batch)
+
+
+def jax_example_loss_fn(params, batch):
+    flat = jnp.concatenate([params["a"].reshape(-1), params["b"]])
+    return jnp.square(batch[0] @ flat - batch[1]) / 2
+
+
+def assert_follows(tx, reference, steps=STEPS, on_state=None):
+    """Compares the updates of ``tx`` with ``reference(step, w, batch, sampled)`` over a run."""
+
+    @jax.jit
+    def update(params, state, batch):
+        def grad_fn(params):
+            return jax.grad(lambda p: jax_example_loss_fn(p, batch).mean())(params)
+
+        extra = {"example_loss_fn": jax_example_loss_fn, "batch": batch}
+        return tx.update(grad_fn(params), state, params, grad_fn=grad_fn, **extra)
+
+    w = np.random.default_rng(0).normal(size=SIZE)
+    state = tx.init(jax.tree.map(jnp.asarray, split(w)))
+    for step in range(steps):
+        batch = draw_batch(step)
+        updates, state = update(split(w), state, jax.tree.map(jnp.asarray, batch))
+        expected = reference(step, w, batch, bool(state.metrics.sampled))
+        np.testing.assert_allclose(join(updates), expected, rtol=1e-9, atol=1e-12)
+        if on_state is not None:
+            on_state(step, state)
+        w = w - 0.02 * join(updates)
+    return state
+
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def test_sam_every_k():
+    def reference(step, w, batch, sampled):
+        assert sampled == (step % 5 == 0)
+        return perturbed(w, batch) if sampled else gradient(w, batch)
+
+    assert_follows(arsam_jax.sam_every_k(RHO, 5), reference)
+
+
+def test_looksam():
+    kept = {}
+
+    def reference(step, w, batch, sampled):
+        g = gradient(w, batch)
+        if step % 3 == 0:
+            g_sam = perturbed(w, batch)
+            kept["v"] = g_sam - (g @ g_sam) / (g @ g) * g
+            return g_sam
+        return g + 0.7 * np.linalg.norm(g) / np.linalg.norm(kept["v"]) * kept["v"]
+
+    assert_follows(arsam_jax.looksam(RHO, k=3), reference)
+
+
+def test_ae_sam():
+    mu, variance, shares = 0.0, 0.0, []
+
+    def reference(step, w, batch, sampled):
+        nonlocal mu, variance
+        g = gradient(w, batch)
+        x = g @ g
+        mu = 0.9 * mu + 0.1 * x
+        variance = 0.9 * variance + 0.1 * (x - mu) ** 2
+        c = step / STEPS * -1 + (1 - step / STEPS) * 1
+        assert sampled == (x >= mu + c * np.sqrt(variance))
+        shares.append(sampled)
+        return perturbed(w, batch) if sampled else g
+
+    assert_follows(arsam_jax.ae_sam(RHO, STEPS), reference)
+    assert 0.1 < np.mean(shares) < 0.9
+
+
+def test_esam_selects_the_examples_whose_loss_rises_most():
+    def reference(step, w, batch, sampled):
+        point = w + RHO * unit(gradient(w, batch))
+        rise = example_losses(point, batch) - example_losses(w, batch)
+        chosen = np.argsort(-rise)[:3]
+        return example_gradients(point, batch)[chosen].mean(0)
+
+    assert_follows(arsam_jax.esam(RHO, beta=1, gamma=0.5), reference)
+
+
+@pytest.mark.parametrize("per", ["coordinate", "tensor"])
+def test_esam_perturbs_a_random_share_divided_by_beta(per):
+    masks = []
+
+    def reference(step, w, batch, sampled):
+        g = gradient(w, batch)
+        ascent = random_mask(0.6, per, seed=4)
+        ones = split(np.ones(SIZE))
+        masked, _ = ascent.update(ones, ascent.init(ones), step=jnp.int32(step))
+        m = join(masked)
+        masks.append(m)
+        return gradient(w + RHO * unit(g) * m, batch)
+
+    assert_follows(arsam_jax.esam(RHO, beta=0.6, gamma=1, per=per, seed=4), reference)
+    masks = np.stack(masks)
+    assert set(np.unique(masks.round(6))) == {0, round(1 / 0.6, 6)}
+    assert abs((masks > 0).mean() - 0.6) < 0.15
+    for leaf in (masks[:, :6], masks[:, 6:]):
+        together = (leaf > 0).all(1) | (leaf == 0).all(1)
+        assert together.all() == (per == "tensor")
+
+
+def test_gradient_norm_penalty():
+    def reference(step, w, batch, sampled):
+        return 0.3 * gradient(w, batch) + 0.7 * perturbed(w, batch)
+
+    assert_follows(arsam_jax.gradient_norm_penalty(RHO, 0.7), reference)
+
+
+def test_asam():
+    def reference(step, w, batch, sampled):
+        g, t = gradient(w, batch), np.abs(w) + 0.01
+        return gradient(w + RHO * t**2 * g / np.linalg.norm(t * g), batch)
+
+    assert_follows(arsam_jax.asam(RHO), reference)
+
+
+def test_gsam():
+    def reference(step, w, batch, sampled):
+        g, g_sam = gradient(w, batch), perturbed(w, batch)
+        return g_sam - 0.4 * (g - (g @ g_sam) / (g_sam @ g_sam) * g_sam)
+
+    assert_follows(arsam_jax.gsam(RHO, 0.4), reference)
+
+
+def test_multi_step_sam():
+    def reference(step, w, batch, sampled):
+        point = w
+        for _ in range(3):
+            point = point + RHO / 3 * unit(gradient(point, batch))
+        return gradient(point, batch)
+
+    assert_follows(arsam_jax.multi_step_sam(RHO, 3), reference)
+
+
+def test_momentum_sam():
+    v = np.zeros(SIZE)
+
+    def reference(step, w, batch, sampled):
+        nonlocal v
+        g = gradient(w - RHO * v / max(np.linalg.norm(v), 1e-300), batch)
+        v = 0.8 * v + g
+        return g
+
+    assert_follows(arsam_jax.momentum_sam(RHO, decay=0.8), reference)
+
+
+def test_friendly_sam():
+    m = None
+
+    def reference(step, w, batch, sampled):
+        nonlocal m
+        g = gradient(w, batch)
+        d = g if m is None else g - 0.9 * m
+        m = g if m is None else 0.8 * m + 0.2 * g
+        return gradient(w + RHO * unit(d), batch)
+
+    assert_follows(arsam_jax.friendly_sam(RHO, sigma=0.9, decay=0.8), reference)
+
+
+def test_final_phase_sam():
+    def reference(step, w, batch, sampled):
+        assert sampled == (step >= 28)
+        return perturbed(w, batch) if sampled else gradient(w, batch)
+
+    assert_follows(arsam_jax.final_phase_sam(RHO, STEPS, share=0.3), reference)
+
+
+def test_usam():
+    def reference(step, w, batch, sampled):
+        return gradient(w + 0.05 * gradient(w, batch), batch)
+
+    assert_follows(arsam_jax.usam(0.05), reference)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, BATCH])
+def test_m_sam_from_the_whole_batch_to_single_examples(count):
+    def reference(step, w, batch, sampled):
+        grads = []
+        for k in range(count):
+            part = batch[0][k::count], batch[1][k::count]
+            grads.append(gradient(w + RHO * unit(gradient(w, part)), part))
+        return np.mean(grads, 0)
+
+    assert_follows(arsam_jax.m_sam(RHO, count), reference)
+
+
+def test_rw_sam():
+    key = _random.make_key(9)
+
+    def reference(step, w, batch, sampled):
+        tree = split(w)
+        z = join(optax.tree.random_like(_random.step_key(key, jnp.int32(step)), tree))
+        norms = np.abs(example_losses(w + 1e-3 * z, batch) - example_losses(w, batch)) / 1e-3
+        p = np.exp(1.5 * norms / norms.mean())
+        direction = unit((p / p.sum()) @ example_gradients(w, batch))
+        return gradient(w + RHO * direction, batch)
+
+    assert_follows(arsam_jax.rw_sam(RHO, inverse_temperature=1.5, seed=9), reference)
+
+
+# Sparse SAM
+
+
+def top(scores, count):
+    mask = np.zeros(len(scores), bool)
+    mask[np.argsort(-scores, kind="stable")[:count]] = True
+    return mask
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "structured", (1, 2)])
+def test_sparse_sam_with_fisher_masks(pattern):
+    mask = None
+
+    def reference(step, w, batch, sampled):
+        nonlocal mask
+        if step % 4 == 0:
+            fisher = (example_gradients(w, batch)[:4] ** 2).mean(0)
+            if pattern == "unstructured":
+                mask = top(fisher, 4)
+            elif pattern == "structured":  # whole leaves until the budget of 4 is reached
+                order = ["a", "b"] if fisher[:6].mean() >= fisher[6:].mean() else ["b", "a"]
+                live = order[:1] if order[0] == "a" else order
+                mask = np.array(["a" in live] * 6 + ["b" in live] * 2)
+            else:  # the larger of every two of the matrix, all of the vector
+                pairs = fisher[:6].reshape(3, 2)
+                best = pairs.argmax(1)
+                mask = np.append(np.stack([best == 0, best == 1], 1).reshape(-1), [True, True])
+        g = gradient(w, batch)
+        return gradient(w + RHO * unit(g) * mask, batch)
+
+    tx = arsam_jax.sparse_sam(
+        RHO,
+        0.5,
+        mask=lambda sparsity: sparse.fisher_mask(
+            sparsity, pattern=pattern, num_examples=4, refresh_every=4
+        ),
+    )
+    assert_follows(tx, reference)
+
+
+@pytest.mark.parametrize("drop_by", ["weight", "gradient"])
+def test_sparse_sam_with_dynamic_masks(drop_by):
+    tx = arsam_jax.sparse_sam(
+        RHO,
+        0.5,
+        mask=lambda sparsity: sparse.dynamic_mask(
+            sparsity, STEPS, drop_rate=0.8, drop_by=drop_by, refresh_every=4, seed=2
+        ),
+    )
+    first = tx.init(jax.tree.map(jnp.asarray, split(np.zeros(SIZE))))
+    mask = join(first.probe[1].mask)
+    masks = [mask]
+
+    def reference(step, w, batch, sampled):
+        nonlocal mask
+        g = gradient(w, batch)
+        if step and step % 4 == 0:
+            dropped = int(np.round(0.8 * (1 + np.cos(np.pi * step / STEPS)) / 2 * 4))
+            score = np.abs(w if drop_by == "weight" else g)
+            kept = mask & ~(mask & top(np.where(mask, -score, -np.inf), dropped))
+            mask = kept | top(np.where(mask, -np.inf, np.abs(g)), dropped)
+            masks.append(mask)
+        return gradient(w + RHO * unit(g) * mask, batch)
+
+    assert_follows(tx, reference)
+    assert {m.sum() for m in masks} == {4}  # the density never changes
+    assert len({tuple(m) for m in masks}) > 2  # the mask does
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.9, 0.98])
+@pytest.mark.parametrize("kind", ["fisher", "dynamic", "dynamic random"])
+def test_density_is_exact_at_every_refresh(sparsity, kind):
+    def make_mask(sparsity):
+        if kind == "fisher":
+            return sparse.fisher_mask(sparsity, refresh_every=2)
+        drop_by = "random" if kind == "dynamic random" else "weight"
+        return sparse.dynamic_mask(sparsity, 8, refresh_every=2, drop_by=drop_by)
+
+    params = make_params()
+    size = sum(x.size for x in jax.tree.leaves(params))
+    tx = arsam_jax.sparse_sam(0.1, sparsity, mask=make_mask)
+    step, state = jax.jit(make_step(tx)), tx.init(params)
+    for i in range(9):
+        mask = state.probe[1].mask
+        live = sum(int(x.sum()) for x in jax.tree.leaves(mask))
+        assert live == size - int(np.ceil(size * sparsity))
+        np.testing.assert_allclose(sparse.density(mask, params), live / size, rtol=1e-6)
+        params, state = step(params, state, make_batch(i))
+
+
+def test_masks_are_refreshed_when_due_even_if_that_step_is_not_sampled():
+    direction = optax.chain(normalize(), sparse.fisher_mask(0.5, refresh_every=4))
+    tx = sharpness_aware(0.1, probe=probe.perturb(direction), sampling=sampling.every_k(3))
+    dues = []
+    params, state, step = make_params(), None, jax.jit(make_step(tx))
+    state = tx.init(params)
+    for i in range(12):
+        params, state = step(params, state, make_batch(i))
+        dues.append(int(state.probe[1].due))
+    assert dues == [4] * 6 + [10] * 6  # refreshed at 0 and 6; due at 10, sampled next at 12
+
+
+def test_a_refresh_costs_nothing_on_other_steps():
+    executed = []
+    tx = arsam_jax.sparse_sam(0.1, 0.5, mask=lambda s: sparse.fisher_mask(s, refresh_every=4))
+
+    @jax.jit
+    def update(params, state, batch):
+        def counted(params, examples):
+            if jax.tree.leaves(examples)[0].shape[0] == 1:  # one by one, as in a refresh
+                jax.debug.callback(lambda: executed.append(1))
+            return jax_example_loss_fn(params, examples)
+
+        def grad_fn(params):
+            return jax.grad(lambda p: jax_example_loss_fn(p, batch).mean())(params)
+
+        return tx.update(
+            grad_fn(params), state, params, grad_fn=grad_fn, example_loss_fn=counted, batch=batch
+        )
+
+    params = jax.tree.map(jnp.asarray, split(np.ones(SIZE)))
+    state = tx.init(params)
+    counts = []
+    for i in range(8):
+        executed.clear()
+        _, state = update(params, state, jax.tree.map(jnp.asarray, draw_batch(i)))
+        jax.block_until_ready(state)
+        jax.effects_barrier()
+        counts.append(len(executed))
+    assert counts == [BATCH, 0, 0, 0] * 2
+
+
+def matrix_products(tx, width=64):
+    """In the compiled step of a network of two layers."""
+    params = {"in": jnp.ones((width, width)), "out": jnp.ones((width, width))}
+
+    def example_loss_fn(params, batch):
+        return jnp.sum(jnp.tanh(jnp.tanh(batch @ params["in"]) @ params["out"]), axis=1)
+
+    def step(params, state, batch):
+        def grad_fn(params):
+            return jax.grad(lambda p: example_loss_fn(p, batch).mean())(params)
+
+        return tx.update(
+            grad_fn(params),
+            state,
+            params,
+            grad_fn=grad_fn,
+            example_loss_fn=example_loss_fn,
+            batch=batch,
+        )
+
+    lowered = jax.jit(step).lower(params, tx.init(params), jnp.ones((128, width)))
+    return lowered.compile().as_text().count(" dot(")
+
+
+def test_methods_that_leave_the_gradient_unread_do_not_pay_for_it():
+    """A gradient of two layers is two matrix products forward and three backward."""
+    assert matrix_products(optax.with_extra_args_support(optax.sgd(0.1))) == 5
+    assert matrix_products(arsam_jax.momentum_sam(0.1)) == 5
+    assert matrix_products(arsam_jax.m_sam(0.1, 1)) == 10
+    assert matrix_products(arsam_jax.rw_sam(0.1)) == 12  # two gradients and one forward pass
+
+
+def test_what_implicit_structured_masks_save_and_what_they_do_not():
+    mask = {"in": False, "out": True}
+
+    def cost(direction, reads_grads):
+        chosen = probe.perturb(direction, reads_grads=reads_grads)
+        return matrix_products(sharpness_aware(0.1, probe=chosen))
+
+    drop = sparse.static_mask(mask)
+    explicit = optax.chain(normalize(), drop)
+    implicit = optax.chain(drop, normalize(), drop)
+    # Of ten products both forms share one, that of "in" forward, whose weights both passes see
+    # alike. The explicit form saves no more, since ‖g‖ needs every gradient. The first backward
+    # pass of the implicit one stops above "in", if the metrics do not read the gradient either.
+    assert cost(explicit, reads_grads=False) == 9
+    assert cost(implicit, reads_grads=False) == 7
+    assert cost(implicit, reads_grads=True) == 10  # behind the cond that tests for finite gradients
+
+
+def test_esam_computes_on_the_selected_examples_only():
+    sizes = []
+
+    def example_loss_fn(params, batch):
+        sizes.append(batch[0].shape[0])
+        return jax_example_loss_fn(params, batch)
+
+    tx = arsam_jax.esam(0.1, gamma=0.5)
+    params = jax.tree.map(jnp.asarray, split(np.ones(SIZE)))
+    batch = jax.tree.map(jnp.asarray, draw_batch(0))
+    tx.update(
+        params,
+        tx.init(params),
+        params,
+        grad_fn=lambda w: pytest.fail("not on the whole batch"),
+        example_loss_fn=example_loss_fn,
+        batch=batch,
+    )
+    assert sizes == [BATCH, BATCH, BATCH // 2]
+
+
+# Degenerate cases
+
+BASE = optax.sgd(0.05, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        arsam_jax.sam_every_k(0.1, 1),
+        arsam_jax.looksam(0.1, 1),
+        arsam_jax.ae_sam(0.1, 20, lambda_1=-1e6, lambda_2=-1e6),
+        arsam_jax.esam(0.1, beta=1, gamma=1),
+        arsam_jax.gradient_norm_penalty(0.1, 1.0),
+        arsam_jax.gsam(0.1, 0.0),
+        arsam_jax.multi_step_sam(0.1, 1),
+        arsam_jax.friendly_sam(0.1, sigma=0),
+        arsam_jax.final_phase_sam(0.1, 20, 1.0),
+        arsam_jax.m_sam(0.1, 1),
+        arsam_jax.rw_sam(0.1, inverse_temperature=0),
+        arsam_jax.sparse_sam(0.1, 0.0),
+        arsam_jax.sparse_sam(0.1, 0.0, mask=lambda s: sparse.dynamic_mask(s, 20)),
+    ],
+    ids=[
+        *("every_1", "looksam_1", "ae_sam", "esam", "penalty", "gsam", "multi_step"),
+        *("friendly", "final_phase", "m_sam", "rw_sam", "fisher", "dynamic"),
+    ],
+)
+def test_degenerate_cases_that_are_sam(tx):
+    ours, _ = train(optax.chain(tx, BASE), 20)
+    sam, _ = train(optax.chain(arsam_jax.sam(0.1), BASE), 20)
+    chex.assert_trees_all_close(ours, sam, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        arsam_jax.gradient_norm_penalty(0.1, 0.0),
+        arsam_jax.final_phase_sam(0.1, 20, 0.0),
+        arsam_jax.ae_sam(0.1, 20, lambda_1=1e6, lambda_2=1e6),
+        *(make(0.0) for make in (arsam_jax.usam, arsam_jax.asam, arsam_jax.momentum_sam)),
+        arsam_jax.m_sam(0.0, 4),
+    ],
+    ids=["penalty", "final_phase", "ae_sam", "usam_0", "asam_0", "momentum_0", "m_sam_0"],
+)
+def test_degenerate_cases_that_are_the_base_optimizer_bit_for_bit(tx):
+    ours, _ = train(optax.chain(tx, BASE), 20)
+    base, _ = train(optax.with_extra_args_support(BASE), 20)
+    chex.assert_trees_all_equal(ours, base)
+
+
+# ARSAM's sampling and reuse with other parts
+
+
+@pytest.mark.parametrize(
+    ("chosen_probe", "strength"),
+    [
+        (probe.perturb(), 0.6),
+        (probe.perturb(normalize_by_weights(0.1)), 1),
+        (probe.perturb(optax.chain(normalize(), sparse.fisher_mask(0.5, refresh_every=7))), 1),
+        (probe.microbatched(3), 1),
+    ],
+    ids=["gradient_norm_penalty", "asam", "sparse", "m_sam"],
+)
+def test_arsams_sampling_and_reuse_combine_with(chosen_probe, strength):
+    """A reuse step emits g + a PSF with the PSF of the last sampled step, whatever the probe."""
+    policy = sampling.autoregressive(0.8, segment_length=6, initial_samples=2, seed=3)
+    tx = sharpness_aware(
+        RHO,
+        probe=chosen_probe,
+        sampling=policy,
+        correction=correction.reuse_psf(2, strength=strength),
+    )
+    alone = sharpness_aware(RHO, probe=chosen_probe)
+    alone_state = alone.init(jax.tree.map(jnp.asarray, split(np.zeros(SIZE))))
+    psf, age, kinds = np.zeros(SIZE), None, []
+
+    def reference(step, w, batch, sampled):
+        nonlocal psf, age, alone_state
+        g = gradient(w, batch)
+        age = None if age is None else age + 1
+        if sampled:
+            params, examples = split(w), jax.tree.map(jnp.asarray, batch)
+            g_alone, alone_state = alone.update(
+                jax.tree.map(jnp.asarray, split(g)),
+                alone_state._replace(step=jnp.int32(step)),
+                jax.tree.map(jnp.asarray, params),
+                grad_fn=lambda p: jax.grad(lambda p: jax_example_loss_fn(p, examples).mean())(p),
+                example_loss_fn=jax_example_loss_fn,
+                batch=examples,
+            )
+            psf, age = join(g_alone) - g, 0
+        kinds.append("sampled" if sampled else "reuse" if age in (1, 2) else "plain")
+        return g if kinds[-1] == "plain" else g + strength * psf
+
+    state = assert_follows(tx, reference)
+    assert {"sampled", "reuse", "plain"} == set(kinds)
+    assert state.metrics.correction_norm > 0
+    assert state.sampling.ratio > 0
+
+
+# Bad arguments
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: arsam_jax.sam_every_k(0.1, 0), "k"),
+        (lambda: arsam_jax.looksam(0.1, 5, -1), "alpha"),
+        (lambda: arsam_jax.looksam(0.1, 0), "k"),
+        (lambda: arsam_jax.ae_sam(0.1, 0), "total_steps"),
+        (lambda: arsam_jax.ae_sam(0.1, 10, decay=1), "decay"),
+        (lambda: arsam_jax.ae_sam(0.1, 10, lambda_1=np.nan), "lambda_1"),
+        (lambda: arsam_jax.esam(0.1, beta=0), "beta"),
+        (lambda: arsam_jax.esam(0.1, gamma=1.5), "gamma"),
+        (lambda: arsam_jax.esam(0.1, per="layer"), "per"),
+        (lambda: arsam_jax.gradient_norm_penalty(0.1, -0.1), "strength"),
+        (lambda: arsam_jax.gradient_norm_penalty(-0.1, 0.1), "rho"),
+        (lambda: arsam_jax.asam(0.1, eta=-1), "eta"),
+        (lambda: arsam_jax.gsam(0.1, np.inf), "alpha"),
+        (lambda: arsam_jax.multi_step_sam(0.1, 0), "num_steps"),
+        (lambda: arsam_jax.momentum_sam(0.1, decay=1), "decay"),
+        (lambda: arsam_jax.friendly_sam(0.1, sigma=-1), "sigma"),
+        (lambda: arsam_jax.friendly_sam(0.1, decay=1), "decay"),
+        (lambda: arsam_jax.final_phase_sam(0.1, 10, 1.1), "share"),
+        (lambda: arsam_jax.m_sam(0.1, 0), "num_microbatches"),
+        (lambda: arsam_jax.rw_sam(0.1, inverse_temperature=-1), "inverse_temperature"),
+        (lambda: arsam_jax.rw_sam(0.1, delta=0), "delta"),
+        (lambda: arsam_jax.sparse_sam(0.1, 1.0), "sparsity"),
+        (lambda: sparse.fisher_mask(0.5, pattern="rows"), "pattern"),
+        (lambda: sparse.fisher_mask(0.5, pattern=(4, 2)), "pattern's M"),
+        (lambda: sparse.fisher_mask(0.5, num_examples=0), "num_examples"),
+        (lambda: sparse.fisher_mask(0.5, refresh_every=0), "refresh_every"),
+        (lambda: sparse.dynamic_mask(0.5, 10, drop_rate=2), "drop_rate"),
+        (lambda: sparse.dynamic_mask(0.5, 10, drop_by="size"), "drop_by"),
+        (lambda: sparse.static_mask({"a": 1}), "mask"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(make, name):
+    with pytest.raises((ValueError, TypeError), match=rf"^{name} must be .*, got "):
+        make()
+
+
+def update_with(tx, **extra_args):
+    params = make_params()
+    grads = jax.grad(loss_fn)(params, make_batch(0))
+    return tx.update(grads, tx.init(params), params, grad_fn=lambda p: grads, **extra_args)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        arsam_jax.esam(0.1),
+        arsam_jax.m_sam(0.1, 2),
+        arsam_jax.rw_sam(0.1),
+        arsam_jax.sparse_sam(0.1),
+    ],
+    ids=["esam", "m_sam", "rw_sam", "sparse_sam"],
+)
+def test_missing_or_wrong_examples_are_explained(tx):
+    batch = make_batch(0)
+    with pytest.raises(ValueError, match=r"(?s)needs example_loss_fn.*example_loss_fn=example"):
+        update_with(tx, batch=batch)
+    with pytest.raises(ValueError, match="needs batch"):
+        update_with(tx, example_loss_fn=lambda p, b: b[1])
+    with pytest.raises(ValueError, match="one loss for each example"):
+        update_with(tx, example_loss_fn=lambda p, b: b[1].mean(), batch=batch)
+    with pytest.raises(ValueError, match="same first axis"):
+        update_with(tx, example_loss_fn=lambda p, b: b[1], batch=(batch[0], batch[1][:3]))
+
+
+def test_batches_that_do_not_divide_are_refused():
+    extra = {"example_loss_fn": lambda p, b: b[1], "batch": make_batch(0)}
+    with pytest.raises(ValueError, match="num_microbatches must divide the batch size 16, got 3"):
+        update_with(arsam_jax.m_sam(0.1, 3), **extra)
+    too_many = arsam_jax.sparse_sam(0.1, mask=lambda s: sparse.fisher_mask(s, num_examples=17))
+    with pytest.raises(ValueError, match="num_examples must be at most the batch size 16, got 17"):
+        update_with(too_many, **extra)
+
+
+def test_every_alias_is_public_and_in_the_contract_suite():
+    assert set(arsam_jax.alias.__all__) <= set(arsam_jax.__all__)
+    assert {method.alias.__name__ for method in METHODS.values()} == set(arsam_jax.alias.__all__)
+    for name in arsam_jax.alias.__all__:
+        doc = getattr(arsam_jax, name).__doc__
+        for part in ("Costs", "Keeps" if "Keeps" in doc else "keeps", "Args:", "References:"):
+            assert part in doc, (name, part)

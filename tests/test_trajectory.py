@@ -1,0 +1,87 @@
+"""SAF and MESA: the loss term and the logit memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from arsam_jax.trajectory import LogitMemory, trajectory_loss
+
+RNG = np.random.default_rng(0)
+
+
+def kl(past, now, temperature):
+    p = scipy.special.softmax(past / temperature, axis=1)
+    q = scipy.special.softmax(now / temperature, axis=1)
+    return (p * np.log(p / q)).sum(1).mean()
+
+
+@pytest.mark.parametrize(("temperature", "strength"), [(5.0, 0.3), (1.0, 2.0)])
+def test_the_term_is_the_divergence_from_the_past(temperature, strength):
+    past, now = RNG.normal(size=(2, 7, 4)) * 3
+    term = trajectory_loss(
+        jnp.asarray(past), jnp.asarray(now), temperature=temperature, strength=strength
+    )
+    np.testing.assert_allclose(term, strength * kl(past, now, temperature), rtol=1e-4)
+    assert trajectory_loss(jnp.asarray(now), jnp.asarray(now)) == pytest.approx(0, abs=1e-6)
+
+
+def test_no_gradient_flows_into_the_past():
+    past, now = (jnp.asarray(x) for x in RNG.normal(size=(2, 7, 4)))
+    into_past, into_now = jax.grad(trajectory_loss, argnums=(0, 1))(past, now)
+    assert (into_past == 0).all()
+    assert (into_now != 0).any()
+
+
+def test_large_logits_give_no_nan():
+    past, now = jnp.array([[1e4, -1e4]]), jnp.array([[-1e4, 1e4]])
+    assert jnp.isfinite(trajectory_loss(past, now))
+    assert jnp.isfinite(jax.grad(lambda z: trajectory_loss(past, z))(now)).all()
+
+
+def test_the_memory_compares_with_the_same_example_of_lag_epochs_ago():
+    lag, examples, classes, epochs = 2, 6, 3, 7
+    outputs = RNG.normal(size=(epochs, examples, classes))
+    memory = LogitMemory.create(examples, classes, lag=lag)
+    step = jax.jit(
+        lambda memory, index, epoch, logits: (
+            memory.loss(index, epoch, logits, start_epoch=4),
+            memory.write(index, epoch, logits),
+        ),
+        donate_argnums=0,
+    )
+    for epoch in range(epochs):
+        for batch in RNG.permutation(examples).reshape(2, 3):
+            logits = jnp.asarray(outputs[epoch, batch], jnp.float32)
+            term, memory = step(memory, jnp.asarray(batch), jnp.int32(epoch), logits)
+            expected = 0.3 * kl(outputs[epoch - lag, batch], outputs[epoch, batch], 5.0)
+            np.testing.assert_allclose(term, expected if epoch >= 4 else 0, rtol=1e-3, atol=1e-7)
+
+
+def test_nothing_is_asked_of_a_memory_that_is_not_full():
+    memory = LogitMemory.create(4, 3, lag=3)
+    index = jnp.arange(4)
+    for epoch in range(3):
+        assert memory.loss(index, epoch, jnp.ones((4, 3)), start_epoch=0) == 0
+
+
+def test_the_memory_costs_what_it_says():
+    memory = LogitMemory.create(50_000, 10)
+    assert memory.logits.nbytes == 3 * 50_000 * 10 * 4
+    assert LogitMemory.create(50_000, 10, dtype=jnp.bfloat16).logits.nbytes == 3 * 50_000 * 10 * 2
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: trajectory_loss(jnp.ones((2, 3)), jnp.ones((2, 3)), temperature=0), "temperature"),
+        (lambda: trajectory_loss(jnp.ones((2, 3)), jnp.ones((2, 3)), strength=-1), "strength"),
+        (lambda: trajectory_loss(jnp.ones((2, 4)), jnp.ones((2, 3))), "past_logits"),
+        (lambda: LogitMemory.create(0, 3), "num_examples"),
+        (lambda: LogitMemory.create(3, 3, lag=0), "lag"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, name):
+    with pytest.raises(ValueError, match=f"^{name} must .*got"):
+        call()
