@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format constraints
+.PHONY: demo test test-peers lint format constraints
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noisy labels
@@ -10,6 +10,9 @@ demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noi
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
+
+test-peers: .venv/peers  ## against PyTorch implementations
+	$(BIN)/python -m pytest tests/test_peers.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -23,6 +26,12 @@ format: .venv/installed
 constraints: .venv/installed  ## pins the newest versions
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--upgrade --no-header --no-annotate --no-emit-index-url -o constraints.txt
+
+# Without their dependencies: zij's pin of torch would bring several GB of CUDA.
+.venv/peers: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps zij pytorch_optimizer
+	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
