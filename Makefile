@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-peers lint format constraints
+.PHONY: demo test test-peers test-lowest lint format constraints
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noisy labels
@@ -13,6 +13,10 @@ test: .venv/installed
 
 test-peers: .venv/peers  ## against PyTorch implementations
 	$(BIN)/python -m pytest tests/test_peers.py
+
+test-lowest: .venv/lowest/installed  ## on the lowest versions that pyproject.toml allows
+	.venv/lowest/bin/python -m pytest -n 2 --ignore-glob='tests/test_examples_*' \
+		--ignore=tests/test_flax.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -31,6 +35,13 @@ constraints: .venv/installed  ## pins the newest versions
 .venv/peers: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps zij pytorch_optimizer
+	touch $@
+
+.venv/lowest/installed: pyproject.toml .venv/installed
+	$(BIN)/uv venv --quiet --clear .venv/lowest
+	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct -e .
+	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python \
+		flax==0.10.6 hypothesis orbax-checkpoint pytest pytest-xdist scipy
 	touch $@
 
 .venv/installed: pyproject.toml constraints.txt

@@ -191,6 +191,21 @@ def test_multi_step_sam():
     assert_follows(arsam_jax.multi_step_sam(RHO, 3), reference)
 
 
+def test_multi_step_sam_is_that_of_optax_at_n_times_the_radius():
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), make_params())
+    base = optax.sgd(0.05)
+    ours, _ = train(optax.chain(arsam_jax.multi_step_sam(0.2, 2), base), 10, params)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
+        theirs = optax.contrib.sam(base, adversary, sync_period=3, opaque_mode=True)
+        state = theirs.init(params)
+        for i in range(10):
+            grad_fn = lambda p, _, i=i: jax.grad(loss_fn)(p, make_batch(i))  # noqa: E731
+            updates, state = theirs.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
+            params = optax.apply_updates(params, updates)
+    chex.assert_trees_all_close(ours, params, rtol=1e-9, atol=1e-12)
+
+
 def test_momentum_sam():
     v = np.zeros(SIZE)
 
