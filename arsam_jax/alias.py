@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import optax
 
-from arsam_jax import ascent, correction, sampling, sparse
+from arsam_jax import _check, ascent, correction, sampling, sparse
 from arsam_jax import probe as probes
 from arsam_jax.core import sharpness_aware
 
@@ -20,6 +20,7 @@ __all__ = [
     "ae_sam",
     "arsam",
     "asam",
+    "budgeted_sam",
     "esam",
     "final_phase_sam",
     "friendly_sam",
@@ -184,6 +185,46 @@ def arsam(
             seed=seed,
         ),
         correction=correction.reuse_psf(reuse_steps, reuse_dtype),
+    )
+
+
+def budgeted_sam(
+    rho: Radius,
+    *,
+    share: float | None = None,
+    speedup: float | None = None,
+    bound: float = 0.1,
+    reuse_dtype: Any = None,
+) -> Link:
+    r"""SAM at a price one can set: few samples, evenly spaced, further out, bounded reuse.
+
+    Of all steps a share is sampled, evenly spaced, at the radius :math:`\rho / \sqrt{share}`, which
+    leaves the mean squared perturbation of SAM at ρ: keep the ρ tuned for SAM and choose the
+    price. The steps between emit g + PSF of the last sample, scaled down to ‖PSF‖ <= κ ‖g‖. Costs
+    1 + share, keeps 1. share = 1 is SAM. See docs/frontier.md.
+
+    Args:
+      rho: the radius that suits SAM.
+      share: of sampled steps, in (0, 1], a Python float; 0.125 if neither it nor ``speedup`` is
+        given.
+      speedup: in place of ``share``: 2 / (1 + share), in [1, 2).
+      bound: κ > 0.
+      reuse_dtype: of the buffer; None keeps that of the parameters.
+    """
+    if speedup is not None:
+        _check.check_static("speedup", speedup)
+        _check.check_number("speedup", speedup, low=1, below=2)
+        if share is not None:
+            raise ValueError(f"Give either share or speedup, got {share!r} and {speedup!r}.")
+        share = 2 / speedup - 1
+    share = 0.125 if share is None else share
+    _check.check_static("share", share)
+    _check.check_number("share", share, above=0, high=1)
+    factor = share**-0.5
+    return sharpness_aware(
+        (lambda step: factor * rho(step)) if callable(rho) else rho * factor,
+        sampling=sampling.budgeted(share),
+        correction=correction.reuse_psf(None, reuse_dtype, bound=bound),
     )
 
 

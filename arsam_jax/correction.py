@@ -54,13 +54,18 @@ def interpolate(strength: chex.Numeric) -> Correction:
 
 
 class ReusePSFState(NamedTuple):
-    """State of ``reuse_psf``: the PSF of the last sampled step, shaped like the parameters."""
+    """State of ``reuse_psf``: the PSF of the last sample, shaped like the params, and its norm."""
 
     psf: Any
+    norm: jax.Array
 
 
 def reuse_psf(
-    steps: int | None = 2, dtype: Any = None, *, strength: chex.Numeric = 1
+    steps: int | None = 2,
+    dtype: Any = None,
+    *,
+    strength: chex.Numeric = 1,
+    bound: chex.Numeric | None = None,
 ) -> Correction:
     r"""ARSAM's reuse of the PSF, the difference :math:`\nabla L(w + \varepsilon) - \nabla L(w)`.
 
@@ -73,6 +78,8 @@ def reuse_psf(
         keeps no buffer; None reuses until the next sample.
       dtype: of the kept PSF; None keeps the dtype of each parameter.
       strength: a >= 0, see ``interpolate``.
+      bound: κ > 0: a reused PSF is scaled down to ‖PSF‖ <= κ ‖g‖. Then ⟨g + PSF, g⟩ >= (1 − κ)
+        ‖g‖², so for κ < 1 a reuse step descends however old the PSF is. None does not scale.
 
     Returns:
       A correction that keeps one buffer shaped like the parameters (none if ``steps`` is 0).
@@ -85,6 +92,8 @@ def reuse_psf(
     if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.inexact):
         raise ValueError(f"reuse_dtype must be a floating point dtype or None, got {dtype!r}.")
     _check.check_number("strength", strength, low=0)
+    if bound is not None:
+        _check.check_number("bound", bound, above=0)
     keeps_nothing = isinstance(steps, int) and steps == 0
     is_whole = isinstance(strength, int | float) and strength == 1
 
@@ -94,20 +103,26 @@ def reuse_psf(
     def init(params):
         if keeps_nothing:
             return ()
-        return ReusePSFState(jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params))
+        psf = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
+        return ReusePSFState(psf, jnp.zeros([], jnp.float32))
 
     def fresh(state, grads, perturbed_grads):
         psf = _tree.subtract(perturbed_grads, grads)
         emitted = perturbed_grads if is_whole else mix(grads, psf)
         if keeps_nothing:
             return emitted, state
-        return emitted, ReusePSFState(_tree.cast_like(psf, state.psf))
+        norm = _tree.norm(psf).astype(jnp.float32)
+        return emitted, ReusePSFState(_tree.cast_like(psf, state.psf), norm)
 
     def stale(state, grads, age):
         if keeps_nothing:
             return grads
         is_reused = age < NEVER if steps is None else age <= jnp.asarray(steps, jnp.int32)
-        return _tree.where(is_reused, mix(grads, state.psf), grads)
+        psf = _tree.widen(state.psf)
+        if bound is not None:
+            limit = jnp.asarray(bound, jnp.float32) * _tree.norm(grads).astype(jnp.float32)
+            psf = _tree.scale(jnp.minimum(1, _tree.safe_divide(limit, state.norm)), psf)
+        return _tree.where(is_reused, mix(grads, psf), grads)
 
     return Correction(init, fresh, stale)
 

@@ -5,7 +5,7 @@ take the same branch.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -154,6 +154,106 @@ def gradient_norm_gate(
         return sampled, GradientNormGateState(mean, variance)
 
     return SamplingPolicy(init, decide)
+
+
+class BudgetedState(NamedTuple):
+    """State of ``budgeted``.
+
+    Attributes:
+      key: uint32 (2,), folded with the step for each draw.
+      samples: int32 scalar, the samples taken so far.
+      mean: float32 scalar, moving average of the signal.
+      variance: float32 scalar, moving average of its squared deviation.
+      score: float32 scalar, in [-1, 1], of the last signal seen.
+    """
+
+    key: jax.Array
+    samples: jax.Array
+    mean: jax.Array
+    variance: jax.Array
+    score: jax.Array
+
+
+def budgeted(
+    share: float | None = None,
+    total_steps: int | None = None,
+    *,
+    speedup: float | None = None,
+    signal: Literal["none", "random", "gradient_norm", "ratio"] = "none",
+    slack: float = 2.0,
+    seed: int = 0,
+) -> SamplingPolicy:
+    r"""A price one can set: exactly a share of the steps, whatever decides when.
+
+    After t steps with n samples the credit is share · (t + 1) − n. A step is sampled if
+
+    .. math::
+        \mathrm{share}\,(t + 1) - n + \lambda_t z_t \ge 1/2
+
+    with a score z in [−1, 1] of the signal, so that n never strays from share · t by more than 1 +
+    λ. Without a signal the samples are evenly spaced. λ_t is ``slack``, or min(share, 1 − share)
+    times the steps that remain where that is less: the budget is met when ``total_steps`` end.
+
+    Args:
+      share: of sampled steps, in [0, 1].
+      total_steps: of the run; None keeps λ to the end, which only a signal notices.
+      speedup: in place of ``share``: the ideal speed-up over SAM in gradients, in [1, 2]; share is
+        2 / speedup − 1.
+      signal: what makes a step sampled sooner. "none"; "random", a uniform draw;
+        "gradient_norm", tanh of the standardised ‖g‖² (moving averages, decay 0.9), as AE-SAM;
+        "ratio", the same of log(‖PSF‖ / ‖g‖) of the last sample, as ARSAM but without its bias.
+      slack: λ >= 0, in samples.
+      seed: of the random signal.
+
+    Returns:
+      A policy that costs 1 + share gradients a step.
+    """
+    if (share is None) == (speedup is None):
+        raise ValueError(f"Give either share or speedup, got {share!r} and {speedup!r}.")
+    if speedup is not None:
+        _check.check_number("speedup", speedup, low=1, high=2)
+    budget: Any = share if speedup is None else 2 / speedup - 1
+    _check.check_number("share", budget, low=0, high=1)
+    if total_steps is not None:
+        _check.check_integer("total_steps", total_steps, low=1)
+    _check.check_choice("signal", signal, ("none", "random", "gradient_norm", "ratio"))
+    _check.check_number("slack", slack, low=0)
+    _check.check_seed(seed)
+
+    def init():
+        zeros = (jnp.zeros([], jnp.float32) for _ in range(3))
+        return BudgetedState(_random.make_key(seed), jnp.zeros([], jnp.int32), *zeros)
+
+    def watch(state, value):
+        """Moves the averages by one value of the signal."""
+        mean = 0.9 * state.mean + 0.1 * value
+        variance = 0.9 * state.variance + 0.1 * jnp.square(value - mean)
+        score = jnp.tanh(_tree.safe_divide(value - mean, jnp.sqrt(variance)))
+        return state._replace(mean=mean, variance=variance, score=score)
+
+    def decide(state, step, grad_norm):
+        if signal == "random":
+            draw = jax.random.uniform(_random.step_key(state.key, step), dtype=jnp.float32)
+            state = state._replace(score=2 * draw - 1)
+        elif signal == "gradient_norm":
+            state = watch(state, jnp.square(grad_norm))
+        done = (step + 1).astype(jnp.float32)
+        freedom = jnp.asarray(slack, jnp.float32)
+        if total_steps is not None:
+            remaining = jnp.asarray(total_steps, jnp.float32) - done
+            freedom = jnp.clip(jnp.minimum(budget, 1 - budget) * remaining, 0, freedom)
+        credit = budget * done - state.samples.astype(jnp.float32)
+        return credit + freedom * state.score >= 0.5, state
+
+    def record(state, step, sampled, grad_norm, correction_norm):
+        del step
+        state = state._replace(samples=state.samples + sampled.astype(jnp.int32))
+        if signal != "ratio":
+            return state
+        value = jnp.log(correction_norm / grad_norm)
+        return _tree.where(sampled & jnp.isfinite(value), watch(state, value), state)
+
+    return SamplingPolicy(init, decide, record)
 
 
 class AutoregressiveState(NamedTuple):

@@ -254,8 +254,8 @@ def _num_live(size: int, sparsity: float) -> int:
 def _rank(scores: jax.Array) -> jax.Array:
     """The place of each score in descending order, 0 for the largest; ties in their order."""
     order = jnp.argsort(-scores, stable=True)
-    return jnp.zeros(scores.shape, jnp.int32).at[order].set(
-        jnp.arange(scores.size, dtype=jnp.int32)
+    return (
+        jnp.zeros(scores.shape, jnp.int32).at[order].set(jnp.arange(scores.size, dtype=jnp.int32))
     )
 
 

@@ -50,6 +50,9 @@ METHODS = {
     "sam_every_k": Method(arsam_jax.sam_every_k, {"rho": 0.1, "k": 3}),
     "looksam": Method(arsam_jax.looksam, {"rho": 0.1, "k": 3}),
     "ae_sam": Method(arsam_jax.ae_sam, {"rho": 0.1, "total_steps": 20}),
+    "budgeted_sam": Method(
+        arsam_jax.budgeted_sam, {"rho": 0.1, "share": 0.3, "bound": 0.5}, static=("share",)
+    ),
     "esam": Method(
         arsam_jax.esam,
         {"rho": 0.1},

@@ -273,7 +273,7 @@ def test_metrics_are_found_anywhere_and_tell_the_truth(name):
     _, opt_state = train(tx, 1, params)
     metrics = arsam_jax.get_metrics(opt_state)
     assert metrics == arsam_jax.get_state(opt_state).metrics
-    assert metrics.rho == np.float32(0.1)
+    assert metrics.rho > 0
     norm = optax.tree.norm(jax.grad(loss_fn)(params, make_batch(0)))
     expected = norm if METHODS[name].reads_grads else 0
     np.testing.assert_allclose(metrics.grad_norm, expected, rtol=1e-5)

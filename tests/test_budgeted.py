@@ -1,0 +1,153 @@
+"""A price one can set: the budget of samples, the radius that goes with it, and bounded reuse."""
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import arsam_jax
+from arsam_jax import correction, sampling, sharpness_aware
+from tests.problem import train
+
+SIGNALS = ("none", "random", "gradient_norm", "ratio")
+BASE = optax.sgd(0.05, momentum=0.9)
+
+
+def decisions(policy, steps, first=0, state=None, seed=0):
+    """The decisions of a policy that sees noisy norms, and its state at the end."""
+    rng = np.random.default_rng(seed)
+    norms, ratios = np.exp(rng.normal(size=(2, first + steps)))[:, first:].astype(np.float32)
+
+    def step(state, seen):
+        i, norm, ratio = seen
+        sampled, state = policy.decide(state, i, norm)
+        return policy.record(state, i, sampled, norm, ratio * norm), sampled
+
+    index = jnp.arange(first, first + steps, dtype=jnp.int32)
+    state = policy.init() if state is None else state
+    state, sampled = jax.lax.scan(step, state, (index, norms, ratios))
+    return np.asarray(sampled), state
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("steps", [500, 5_000, 500_000])
+@pytest.mark.parametrize("share", [0.0625, 0.125, 0.3, 0.9])
+def test_the_budget_is_met_at_every_run_length(signal, steps, share):
+    sampled, _ = decisions(sampling.budgeted(share, steps, signal=signal), steps)
+    assert abs(sampled.mean() - share) <= 0.01 * share + 0.5 / steps
+    strayed = np.abs(np.cumsum(sampled) - share * np.arange(1, steps + 1)).max()
+    assert strayed <= (0.5 if signal == "none" else 3)
+    if steps >= 5_000:
+        assert strayed <= 0.05 * share * steps
+
+
+def test_without_a_signal_samples_are_evenly_spaced():
+    sampled, _ = decisions(sampling.budgeted(0.125), 80)
+    assert np.nonzero(sampled)[0].tolist() == list(range(3, 80, 8))
+    sampled, _ = decisions(sampling.budgeted(0.3), 1000)
+    assert set(np.diff(np.nonzero(sampled)[0])) == {3, 4}
+
+
+def test_signals_sample_sooner_where_they_are_high():
+    policy = sampling.budgeted(0.125, 4000, signal="gradient_norm")
+    sampled, _ = decisions(policy, 4000)
+    norms = np.exp(np.random.default_rng(0).normal(size=(2, 4000)))[0]
+    assert np.log(norms[sampled]).mean() > 0.5  # log norms have mean 0, deviation 1
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_a_resumed_policy_goes_on_as_it_would_have(signal):
+    policy = sampling.budgeted(0.2, 300, signal=signal)
+    whole, _ = decisions(policy, 300)
+    start, state = decisions(policy, 117)
+    rng = np.random.default_rng(0)
+    norms, ratios = np.exp(rng.normal(size=(2, 300))).astype(np.float32)
+    rest = []
+    for i in range(117, 300):
+        norm = jnp.asarray(norms[i])
+        sampled, state = policy.decide(state, jnp.int32(i), norm)
+        state = policy.record(state, jnp.int32(i), sampled, norm, ratios[i] * norm)
+        rest.append(bool(sampled))
+    if signal in ("none", "random"):  # what is drawn anew for 117 steps differs in the norms
+        np.testing.assert_array_equal(np.concatenate([start, rest]), whole)
+    assert abs(np.sum(start) + np.sum(rest) - 60) <= 1
+
+
+@hypothesis.settings(deadline=None, max_examples=30)
+@hypothesis.given(share=st.floats(0, 1), signal=st.sampled_from(SIGNALS), slack=st.floats(0, 5))
+def test_the_credit_never_strays_further_than_the_slack_allows(share, signal, slack):
+    sampled, _ = decisions(sampling.budgeted(share, signal=signal, slack=slack), 200)
+    strayed = np.abs(np.cumsum(sampled) - share * np.arange(1, 201)).max()
+    assert strayed <= 1 + slack + 1e-3
+
+
+def test_speedup_and_share_are_the_same_price():
+    for speedup, share in ((16 / 9, 0.125), (1.6, 0.25), (1.0, 1.0)):
+        by_speedup, _ = decisions(sampling.budgeted(speedup=speedup), 64)
+        by_share, _ = decisions(sampling.budgeted(share), 64)
+        np.testing.assert_array_equal(by_speedup, by_share)
+        assert arsam_jax.budgeted_sam(0.1, speedup=speedup) is not None
+    _, state = train(optax.chain(arsam_jax.budgeted_sam(0.1, speedup=1.6), BASE), 40)
+    assert arsam_jax.get_metrics(state).num_sampled == 10
+
+
+@pytest.mark.parametrize("rho", [0.1, lambda step: 0.1])
+def test_the_radius_keeps_the_mean_square_of_sams(rho):
+    for share in (0.25, 0.0625):
+        _, state = train(optax.chain(arsam_jax.budgeted_sam(rho, share=share), BASE), 3)
+        radius = arsam_jax.get_metrics(state).rho
+        assert share * radius**2 == pytest.approx(0.1**2)
+
+
+def test_the_whole_budget_is_sam():
+    ours, _ = train(optax.chain(arsam_jax.budgeted_sam(0.1, share=1.0), BASE), 20)
+    sam, _ = train(optax.chain(arsam_jax.sam(0.1), BASE), 20)
+    chex.assert_trees_all_equal(ours, sam)
+
+
+@pytest.mark.parametrize("bound", [0.1, 0.5, 100.0])
+def test_bounded_reuse_descends_however_old_the_psf_is(bound):
+    tx = sharpness_aware(
+        2.0, sampling=sampling.every_k(5), correction=correction.reuse_psf(None, bound=bound)
+    )
+    rng = np.random.default_rng(0)
+    curvature = jnp.asarray(rng.normal(size=(6, 6)), jnp.float32)
+    state = tx.init(jnp.zeros(6))
+    psf = None
+    for step in range(15):
+        w = jnp.asarray(rng.normal(size=6), jnp.float32)
+        g = curvature @ w
+        updates, state = tx.update(g, state, w, grad_fn=lambda v: curvature @ v)
+        added = np.asarray(updates - g)
+        if step % 5 == 0:
+            psf = added
+            continue
+        norm_g, norm_psf = np.linalg.norm(g), np.linalg.norm(psf)
+        np.testing.assert_allclose(added, psf * min(1, bound * norm_g / norm_psf), rtol=1e-3)
+        if bound < 1:
+            assert updates @ g >= (1 - bound) * norm_g**2 * (1 - 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sampling.budgeted(), "either share or speedup"),
+        (lambda: sampling.budgeted(0.1, speedup=1.5), "either share or speedup"),
+        (lambda: arsam_jax.budgeted_sam(0.1, share=0.1, speedup=1.5), "either share or speedup"),
+        (lambda: sampling.budgeted(1.1), "share must be .* <= 1, got 1.1"),
+        (lambda: sampling.budgeted(speedup=2.5), "speedup must be .* <= 2, got 2.5"),
+        (lambda: sampling.budgeted(0.1, 0), "total_steps must be .* >= 1, got 0"),
+        (lambda: sampling.budgeted(0.1, signal="loss"), "signal must be one of .* got 'loss'"),
+        (lambda: sampling.budgeted(0.1, slack=-1), "slack must be .* >= 0, got -1"),
+        (lambda: arsam_jax.budgeted_sam(0.1, share=0.0), "share must be .* > 0 .* got 0.0"),
+        (lambda: arsam_jax.budgeted_sam(0.1, speedup=2), "speedup must be .* < 2, got 2"),
+        (lambda: arsam_jax.budgeted_sam(0.1, bound=0), "bound must be .* > 0, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
