@@ -1,0 +1,1 @@
+"""Runnable examples: ``python -m examples.train`` compares methods on an image classifier."""

@@ -1,0 +1,67 @@
+"""The methods that ``python -m examples.train`` can compare: one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import optax
+
+import arsam_jax
+
+if TYPE_CHECKING:
+    from examples.config import Config
+
+# The first link of each method's chain, from the settings, the number of steps and the seed.
+# --rho, --alpha, --segment-length and --reuse-steps are settings; all else is as in the papers.
+METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] = {
+    "sgd": lambda config, steps, seed: optax.identity(),
+    "sam": lambda config, steps, seed: arsam_jax.sam(config.rho),
+    "arsam": lambda config, steps, seed: _arsam(config, seed, config.reuse_steps),
+    "arsam_a": lambda config, steps, seed: _arsam(config, seed, reuse_steps=0),
+    "budgeted_sam": lambda config, steps, seed: arsam_jax.budgeted_sam(config.rho),
+    "sam_every_k": lambda config, steps, seed: arsam_jax.sam_every_k(config.rho, k=5),
+    "looksam": lambda config, steps, seed: arsam_jax.looksam(config.rho),
+    "ae_sam": lambda config, steps, seed: arsam_jax.ae_sam(config.rho, steps),
+    "final_phase_sam": lambda config, steps, seed: arsam_jax.final_phase_sam(
+        config.rho, steps, share=0.25
+    ),
+    "esam": lambda config, steps, seed: arsam_jax.esam(config.rho, seed=seed),
+    "sparse_sam": lambda config, steps, seed: arsam_jax.sparse_sam(config.rho),
+    "gradient_norm_penalty": lambda config, steps, seed: arsam_jax.gradient_norm_penalty(
+        config.rho, strength=0.7
+    ),
+    "asam": lambda config, steps, seed: arsam_jax.asam(config.rho),
+    "gsam": lambda config, steps, seed: arsam_jax.gsam(config.rho, alpha=0.2),
+    "usam": lambda config, steps, seed: arsam_jax.usam(config.rho),
+    "m_sam": lambda config, steps, seed: arsam_jax.m_sam(config.rho, num_microbatches=2),
+    "multi_step_sam": lambda config, steps, seed: arsam_jax.multi_step_sam(config.rho, num_steps=2),
+    "momentum_sam": lambda config, steps, seed: arsam_jax.momentum_sam(config.rho),
+    "friendly_sam": lambda config, steps, seed: arsam_jax.friendly_sam(config.rho),
+    "rw_sam": lambda config, steps, seed: arsam_jax.rw_sam(config.rho, seed=seed),
+}
+
+
+def _arsam(config: Config, seed: int, reuse_steps: int) -> optax.GradientTransformation:
+    return arsam_jax.arsam(
+        config.rho,
+        config.alpha,
+        segment_length=config.segment_length,
+        reuse_steps=reuse_steps,
+        seed=seed,
+    )
+
+
+def make_method(
+    name: str, config: Config, total_steps: int, seed: int
+) -> optax.GradientTransformation:
+    """The whole optimizer: methods differ in the first link alone."""
+    warmup_steps = round(config.warmup_epochs * total_steps / config.epochs)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0, config.learning_rate, warmup_steps, total_steps
+    )
+    return optax.chain(
+        METHODS[name](config, total_steps, seed),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=config.momentum),
+    )

@@ -1,0 +1,66 @@
+"""Records of a run: CSV tables and JSON files, replaced whole or not at all."""
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader, or a crash at any moment, sees the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+class Table:
+    """Rows of numbers, kept in memory and mirrored in a CSV file by ``save``.
+
+    NaN, an empty cell in the file, stands for a value that a row does not have. Numbers are
+    written in the shortest form that reads back as the same number.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...]):
+        self.path = path
+        self.columns = columns
+        self.rows: list[dict[str, float]] = []
+
+    def load(self, *, until: float = math.inf) -> None:
+        """Reads the file, but for rows whose first column is greater than ``until``."""
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        self.rows = [row for row in rows if row[self.columns[0]] <= until]
+
+    def append(self, **values: float) -> None:
+        self.rows.append({name: values[name] for name in self.columns})
+
+    def save(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: "" if math.isnan(v) else v for k, v in row.items()} for row in self.rows
+        )
+        write_text(self.path, text.getvalue())
+
+    def column(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows]
+
+
+def _number(text: str) -> float:
+    if not text:
+        return math.nan
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

@@ -1,0 +1,181 @@
+"""One train step for every method, and the evaluation, both on the device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import arsam_jax
+import arsam_jax.flax
+from examples import augment
+from examples.config import Config, ConfigError
+from examples.data import Dataset
+from examples.methods import make_method
+from examples.models import make_model
+
+STEP_METRICS = (
+    "loss",
+    "accuracy",
+    "grad_norm",
+    "sampled",
+    "probability",  # ARSAM's p
+    "ratio",  # ARSAM's c; this and the following on sampled steps only
+    "perturbed_grad_norm",
+    "correction_norm",
+    "cosine",
+)
+_EVALUATION_BATCH = 500
+
+
+class TrainState(arsam_jax.flax.TrainState):
+    """Also holds the BatchNorm statistics and the key of dropout and augmentation."""
+
+    batch_stats: Any
+    key: jax.Array
+
+
+class Trainer:
+    """What the runs of a comparison share: the data, the model and the compiled functions."""
+
+    def __init__(self, config: Config, dataset: Dataset):
+        self.config = config
+        self.data = dataset
+        self.steps_per_epoch = len(dataset.train_images) // config.batch_size
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"--batch-size {config.batch_size} is more than the {len(dataset.train_images)}"
+                " training images"
+            )
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.model = make_model(
+            config.model,
+            dataset.train_images.shape[1],
+            dataset.num_classes,
+            width=config.width,
+            dropout=config.dropout,
+        )
+        self._one_image = dataset.train_images[:1].astype(np.float32)
+        self._init = jax.jit(lambda key, x: self.model.init(key, x, is_training=False))
+        self._count_correct = jax.jit(self._count_correct)
+        self._optimizers: dict[str, optax.GradientTransformation] = {}
+
+    @property
+    def num_params(self) -> int:
+        variables = jax.eval_shape(self._init, jax.random.PRNGKey(0), self._one_image)
+        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+    def new_state(self, method: str, seed: int) -> TrainState:
+        """The state before the first step.
+
+        The seed is data: it is in the arrays of the state alone, and the functions of the
+        optimizer are those of the method's first state, so that one compiled step serves all.
+        """
+        optimizer = make_method(method, self.config, self.total_steps, seed)
+        params_key, key = jax.random.split(jax.random.PRNGKey(seed))
+        variables = self._init(params_key, self._one_image)
+        state = TrainState.create(
+            apply_fn=self.model.apply,
+            params=variables["params"],
+            tx=optimizer,
+            batch_stats=variables["batch_stats"],
+            key=key,
+        )
+        return state.replace(
+            step=jnp.zeros([], jnp.int32), tx=self._optimizers.setdefault(method, optimizer)
+        )
+
+    def compile_step(self, method: str) -> Callable:
+        """The train step, compiled now, so that no compilation falls into the measured time."""
+        size = self.config.batch_size
+        images, labels = self.data.train_images[:size], self.data.train_labels[:size]
+        step = jax.jit(self._train_step, donate_argnums=0)
+        return step.lower(self.new_state(method, seed=0), images, labels).compile()
+
+    def _train_step(
+        self, state: TrainState, images: jax.Array, labels: jax.Array
+    ) -> tuple[arsam_jax.flax.TrainState, jax.Array]:
+        """One step of any method. Returns the next state and the values of STEP_METRICS."""
+        dropout_key, augment_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        images = self._normalize(images)
+        if self.config.augment:
+            images = augment.crop_mirror_and_cutout(augment_key, images)
+
+        def forward(params, batch):
+            images, labels = batch
+            outputs: Any = state.apply_fn(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                is_training=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            logits, new_variables = outputs
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses, logits, new_variables["batch_stats"]
+
+        def loss_fn(params):
+            losses, logits, batch_stats = forward(params, (images, labels))
+            return losses.mean(), (logits, batch_stats)
+
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        new_state = state.apply_gradients(
+            grads=grads,
+            batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
+            # What a sharpness-aware method may ask for; plain SGD ignores it.
+            grad_fn=lambda params: jax.grad(loss_fn, has_aux=True)(params)[0],
+            example_loss_fn=lambda params, batch: forward(params, batch)[0],
+            batch=(images, labels),
+        )
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+        return new_state, _step_metrics(loss, accuracy, grads, new_state.opt_state)
+
+    def test_accuracy(self, state: TrainState) -> float:
+        """Accuracy on the test (or validation) images, with BatchNorm's running statistics."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        images, labels = self.data.test_images, self.data.test_labels
+        correct = 0
+        for start in range(0, len(images), _EVALUATION_BATCH):
+            batch = slice(start, start + _EVALUATION_BATCH)
+            missing = max(0, start + _EVALUATION_BATCH - len(images))  # keeps one compiled shape
+            correct += self._count_correct(
+                variables,
+                np.pad(images[batch], ((0, missing), (0, 0), (0, 0), (0, 0))),
+                np.pad(labels[batch], (0, missing), constant_values=-1),
+            )
+        return float(correct) / len(images)
+
+    def _count_correct(self, variables, images, labels):
+        logits: Any = self.model.apply(variables, self._normalize(images), is_training=False)
+        return jnp.sum(jnp.argmax(logits, -1) == labels)
+
+    def _normalize(self, images):
+        return (images.astype(jnp.float32) - self.data.mean) / self.data.std
+
+
+def _step_metrics(loss, accuracy, grads, opt_state) -> jax.Array:
+    """The values of STEP_METRICS in one array, NaN where the method or the step has none."""
+    values = {"loss": loss, "accuracy": accuracy}
+    try:
+        link = arsam_jax.get_state(opt_state)
+    except ValueError:  # a method without a sharpness-aware link, such as SGD
+        values |= {"grad_norm": optax.tree.norm(grads), "sampled": 0.0}
+    else:
+        of_sampled_steps = {
+            "ratio": getattr(link.sampling, "ratio", jnp.nan),
+            "perturbed_grad_norm": link.metrics.perturbed_grad_norm,
+            "correction_norm": link.metrics.correction_norm,
+            "cosine": link.metrics.cosine,
+        }
+        values |= {
+            name: jnp.where(link.metrics.sampled, value, jnp.nan)
+            for name, value in of_sampled_steps.items()
+        }
+        values["grad_norm"] = link.metrics.grad_norm
+        values["sampled"] = link.metrics.sampled
+        values["probability"] = getattr(link.sampling, "probability", jnp.nan)
+    return jnp.stack([jnp.asarray(values.get(n, jnp.nan), jnp.float32) for n in STEP_METRICS])
