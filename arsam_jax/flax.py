@@ -6,7 +6,7 @@ Needs the extra ``arsam-jax[flax]``.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import optax
@@ -29,7 +29,7 @@ class TrainState(train_state.TrainState):
     the perturbed one, and both passes share one dropout key.
     """
 
-    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
+    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> Self:
         """Takes an optimizer step.
 
         Args:

@@ -75,7 +75,8 @@ def train(
             if not index:
                 order = data.epoch_order(len(labels), seed, epoch)
             batch = order[index * config.batch_size : (index + 1) * config.batch_size]
-            state, metrics = step_fn(state, dataset.train_images[batch], labels[batch])
+            index = batch.astype(np.int32)
+            state, metrics = step_fn(state, dataset.train_images[batch], labels[batch], index)
             pending.append(metrics)
             step += 1
 

@@ -39,7 +39,12 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
     "momentum_sam": lambda config, steps, seed: arsam_jax.momentum_sam(config.rho),
     "friendly_sam": lambda config, steps, seed: arsam_jax.friendly_sam(config.rho),
     "rw_sam": lambda config, steps, seed: arsam_jax.rw_sam(config.rho, seed=seed),
+    "saf": lambda config, steps, seed: optax.identity(),  # a term of the loss: trainer.py
+    "mesa": lambda config, steps, seed: optax.identity(),
 }
+
+# Where a sampled step costs something else than one gradient more, so 2 / (1 + %SAM) says nothing.
+OTHER_PRICES = {"esam", "multi_step_sam", "momentum_sam", "rw_sam", "saf", "mesa"}
 
 
 def _arsam(config: Config, seed: int, reuse_steps: int) -> optax.GradientTransformation:

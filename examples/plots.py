@@ -39,12 +39,15 @@ _STYLE: dict[Any, Any] = {
 # Okabe and Ito's colours, which people with colour blindness can tell apart.
 _COLORS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _LINES = ("-", "--", ":")
+_MARKERS = "osD^vP*X"
 _MOST_DOTS = 2000  # of a curve
 _MOST_PANELS = 4  # in a row
 
 
-def save_plots(folder: Path, steps: Tables, epochs: Tables, title: str) -> list[Path]:
-    """Draws ``accuracy.png``, and ``sampling.png`` and ``norms.png`` of the methods that sampled.
+def save_plots(
+    folder: Path, steps: Tables, epochs: Tables, rows: list[dict[str, Any]], title: str
+) -> list[Path]:
+    """Draws ``accuracy.png``, ``cost.png``, and ``sampling.png`` and ``norms.png`` of samplers.
 
     Methods that do not take the plain gradient have a norm of 0 for it, and no part in the last.
     """
@@ -59,7 +62,7 @@ def save_plots(folder: Path, steps: Tables, epochs: Tables, title: str) -> list[
     decomposed = {m: tables for m, tables in sampled.items() if _stack(tables, "grad_norm").any()}
     paths = []
     with plt.rc_context(_STYLE):
-        figures = {"accuracy": _accuracy(epochs, styles)}
+        figures = {"accuracy": _accuracy(epochs, styles), "cost": _cost(rows, styles)}
         if sampled:
             figures["sampling"] = _sampling(sampled, styles)
         if decomposed:
@@ -91,6 +94,32 @@ def _accuracy(epochs: Tables, styles: Styles) -> Figure:
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].set(xlabel="training time (s, without compilation)")
     _legend(figure, axes[0], title="at the end")
+    return figure
+
+
+def _cost(rows: list[dict[str, Any]], styles: Styles) -> Figure:
+    """Accuracy at the end against the time it took, in units of SGD's if SGD was run."""
+    sgd = [row["seconds"] for row in rows if row["method"] == "sgd"]
+    figure, ax = plt.subplots(figsize=(9, 5.5))
+    for i, row in enumerate(sorted(rows, key=lambda row: -row["test_accuracy"])):
+        cost = row["seconds"] / sgd[0] if sgd else row["seconds"]
+        accuracy, std = 100 * row["test_accuracy"], 100 * (row["test_accuracy_std"] or 0)
+        ax.errorbar(
+            cost,
+            accuracy,
+            std,
+            color=styles[row["method"]]["color"],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=8,
+            elinewidth=1,
+            linestyle="none",
+            label=f"{row['method']}  {accuracy:.1f} %",
+        )
+    ax.set(
+        xlabel="training time in units of SGD's" if sgd else "training time (s)",
+        ylabel="accuracy (%)",
+    )
+    _legend(figure, ax, title="from the best")
     return figure
 
 

@@ -24,6 +24,7 @@ from rich.table import Table as RichTable
 
 from examples import config as settings
 from examples import data, loop, plots
+from examples.methods import OTHER_PRICES
 from examples.records import Table, write_json
 from examples.trainer import Trainer
 
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config.folder,
         {m: _read_tables(config, m, "steps.csv", loop.STEP_COLUMNS) for m in config.method},
         {m: _read_tables(config, m, "epochs.csv", loop.EPOCH_COLUMNS) for m in config.method},
+        rows,
         title=_title(config),
     )
     console.print(f"Plots: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
@@ -158,7 +160,7 @@ def _summarize(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]
                 "percent_sam": percent_sam,
                 "images_per_second": statistics.mean(run["images_per_second"] for run in runs),
                 "seconds": statistics.mean(run["seconds"] for run in runs),
-                "ideal_speed_up": 2 / (1 + percent_sam / 100),
+                "ideal_speed_up": None if method in OTHER_PRICES else 2 / (1 + percent_sam / 100),
             }
         )
     sam = [row["images_per_second"] for row in rows if row["method"] == "sam"]
@@ -172,7 +174,7 @@ def _result_table(rows: list[dict[str, Any]], config: settings.Config) -> RichTa
         title=_title(config),
         caption="Mean ± standard deviation over seeds; accuracy after the last epoch. Images/s and"
         " time include data loading, not compilation, evaluation and saving. Speed-up over SAM;"
-        " ideal = 2 / (1 + %SAM).",
+        " ideal = 2 / (1 + %SAM), where a sampled step costs one gradient more.",
     )
     table.add_column("method", overflow="fold")
     for header in (
@@ -190,7 +192,7 @@ def _result_table(rows: list[dict[str, Any]], config: settings.Config) -> RichTa
             f"{row['images_per_second']:,.0f}",
             f"{row['seconds']:.1f} s",
             "–" if row["speed_up"] is None else f"{row['speed_up']:.2f}",
-            f"{row['ideal_speed_up']:.2f}",
+            "–" if row["ideal_speed_up"] is None else f"{row['ideal_speed_up']:.2f}",
         )
     return table
 
@@ -249,11 +251,13 @@ def _title(config: settings.Config) -> str:
 def _describe(config: settings.Config, trainer: Trainer) -> str:
     dataset = trainer.data
     shape = "×".join(map(str, dataset.train_images.shape[1:]))
+    saf = f"; SAF keeps {trainer.logit_memory_bytes / 1e6:.1f} MB of logits"
     return (
         f"{_title(config)}: {len(dataset.train_images):,} training and"
         f" {len(dataset.test_images):,} {_accuracy_name(config)} images of {shape};"
         f" {config.model} with {trainer.num_params:,} parameters;"
         f" {config.epochs} epochs, {trainer.total_steps:,} steps; on {jax.default_backend()}"
+        f"{saf if 'saf' in config.method else ''}"
     )
 
 

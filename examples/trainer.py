@@ -1,7 +1,7 @@
 """One train step for every method, and the evaluation, both on the device."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 
 import arsam_jax
 import arsam_jax.flax
+from arsam_jax.trajectory import LogitMemory, trajectory_loss
 from examples import augment
 from examples.config import Config, ConfigError
 from examples.data import Dataset
@@ -28,13 +29,24 @@ STEP_METRICS = (
     "cosine",
 )
 _EVALUATION_BATCH = 500
+_MESA_DECAY, _MESA_START_EPOCH = 0.9995, 5
+
+
+class MovingAverage(NamedTuple):
+    """The averaged weights of MESA."""
+
+    params: Any
 
 
 class TrainState(arsam_jax.flax.TrainState):
-    """Also holds the BatchNorm statistics and the key of dropout and augmentation."""
+    """Also holds the BatchNorm statistics, the key of dropout and augmentation, and a trajectory.
+
+    The trajectory is what SAF (a memory of logits) and MESA (averaged weights) compare with.
+    """
 
     batch_stats: Any
     key: jax.Array
+    trajectory: LogitMemory | MovingAverage | None
 
 
 class Trainer:
@@ -67,6 +79,12 @@ class Trainer:
         variables = jax.eval_shape(self._init, jax.random.PRNGKey(0), self._one_image)
         return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
+    @property
+    def logit_memory_bytes(self) -> int:
+        """What SAF keeps besides the model."""
+        memory = jax.eval_shape(lambda: self._new_trajectory("saf", None))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(memory))
+
     def new_state(self, method: str, seed: int) -> TrainState:
         """The state before the first step.
 
@@ -82,22 +100,34 @@ class Trainer:
             tx=optimizer,
             batch_stats=variables["batch_stats"],
             key=key,
+            trajectory=self._new_trajectory(method, variables["params"]),
         )
         return state.replace(
             step=jnp.zeros([], jnp.int32), tx=self._optimizers.setdefault(method, optimizer)
         )
+
+    def _new_trajectory(self, method: str, params: Any) -> LogitMemory | MovingAverage | None:
+        if method == "saf":
+            return LogitMemory.create(len(self.data.train_images), self.data.num_classes)
+        if method == "mesa":
+            return MovingAverage(jax.tree.map(jnp.copy, params))
+        return None
 
     def compile_step(self, method: str) -> Callable:
         """The train step, compiled now, so that no compilation falls into the measured time."""
         size = self.config.batch_size
         images, labels = self.data.train_images[:size], self.data.train_labels[:size]
         step = jax.jit(self._train_step, donate_argnums=0)
-        return step.lower(self.new_state(method, seed=0), images, labels).compile()
+        state, index = self.new_state(method, seed=0), np.arange(size, dtype=np.int32)
+        return step.lower(state, images, labels, index).compile()
 
     def _train_step(
-        self, state: TrainState, images: jax.Array, labels: jax.Array
-    ) -> tuple[arsam_jax.flax.TrainState, jax.Array]:
-        """One step of any method. Returns the next state and the values of STEP_METRICS."""
+        self, state: TrainState, images: jax.Array, labels: jax.Array, index: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        """One step of any method. Returns the next state and the values of STEP_METRICS.
+
+        ``index`` says which examples of the training set these are.
+        """
         dropout_key, augment_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         images = self._normalize(images)
         if self.config.augment:
@@ -116,9 +146,21 @@ class Trainer:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses, logits, new_variables["batch_stats"]
 
+        epoch = state.step // self.steps_per_epoch
+
+        def trajectory_term(logits):
+            match state.trajectory:
+                case LogitMemory() as memory:
+                    return memory.loss(index, epoch, logits)
+                case MovingAverage(params):
+                    _, past_logits, _ = forward(params, (images, labels))
+                    term = trajectory_loss(past_logits, logits)
+                    return jnp.where(epoch >= _MESA_START_EPOCH, term, 0)
+            return 0
+
         def loss_fn(params):
             losses, logits, batch_stats = forward(params, (images, labels))
-            return losses.mean(), (logits, batch_stats)
+            return losses.mean() + trajectory_term(logits), (logits, batch_stats)
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params
@@ -131,6 +173,12 @@ class Trainer:
             example_loss_fn=lambda params, batch: forward(params, batch)[0],
             batch=(images, labels),
         )
+        match state.trajectory:
+            case LogitMemory() as memory:
+                new_state = new_state.replace(trajectory=memory.write(index, epoch, logits))
+            case MovingAverage(params):
+                average = optax.incremental_update(new_state.params, params, 1 - _MESA_DECAY)
+                new_state = new_state.replace(trajectory=MovingAverage(average))
         accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
         return new_state, _step_metrics(loss, accuracy, grads, new_state.opt_state)
 

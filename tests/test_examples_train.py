@@ -166,7 +166,8 @@ def test_one_compiled_step_serves_every_seed(trainer, step_fn):
     assert leaves[0] != leaves[1]
     keys = [np.asarray(s.opt_state[0].sampling.key) for s in states]
     assert (keys[0] != keys[1]).any()
-    batch = trainer.data.train_images[:100], trainer.data.train_labels[:100]
+    index = np.arange(100, dtype=np.int32)
+    batch = trainer.data.train_images[index], trainer.data.train_labels[index], index
     for state in states:
         step_fn(state, *batch)  # a compiled function refuses anything but its own structure
 
@@ -265,8 +266,9 @@ def test_help_shows_the_recipe_of_the_data_set(capsys):
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_takes_the_same_train_step(method, trainer):
     state = trainer.new_state(method, seed=0)
+    images, labels = trainer.data.train_images[:100], trainer.data.train_labels[:100]
     new_state, metrics = jax.eval_shape(
-        trainer._train_step, state, trainer.data.train_images[:100], trainer.data.train_labels[:100]
+        trainer._train_step, state, images, labels, np.arange(100, dtype=np.int32)
     )
     assert jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, state)
     assert metrics.shape == (len(STEP_METRICS),)
@@ -279,8 +281,30 @@ def test_plots_survive_a_diverged_run(tmp_path):
         steps.append(**dict.fromkeys(loop.STEP_COLUMNS, nan) | {"step": step, "sampled": 1})
     epochs = records.Table(tmp_path / "epochs.csv", loop.EPOCH_COLUMNS)
     epochs.append(**dict.fromkeys(loop.EPOCH_COLUMNS, 1) | {"train_loss": nan})
-    paths = plots.save_plots(tmp_path, {"sam": [steps]}, {"sam": [epochs]}, "diverged")
-    assert [path.name for path in paths] == ["accuracy.png", "sampling.png", "norms.png"]
+    row = {"method": "sam", "seconds": 1.0, "test_accuracy": nan, "test_accuracy_std": None}
+    paths = plots.save_plots(tmp_path, {"sam": [steps]}, {"sam": [epochs]}, [row], "diverged")
+    names = ["accuracy.png", "cost.png", "sampling.png", "norms.png"]
+    assert [path.name for path in paths] == names
+
+
+@pytest.mark.parametrize("method", ["saf", "mesa"])
+def test_saf_and_mesa_keep_a_trajectory_and_add_its_term(method, trainer):
+    step = jax.jit(trainer._train_step)
+    state = trainer.new_state(method, seed=0)
+    state = state.replace(trajectory=jax.tree.map(lambda x: x + 0.1, state.trajectory))
+    index = np.arange(20, 50, dtype=np.int32)
+    images, labels = trainer.data.train_images[index], trainer.data.train_labels[index]
+    losses = {}
+    for epoch in (0, 8):  # before the term starts, and after
+        start = state.replace(step=jnp.int32(epoch * trainer.steps_per_epoch))
+        after, metrics = step(start, images, labels, index)
+        losses[epoch] = float(metrics[STEP_METRICS.index("loss")])
+    assert losses[8] > losses[0]
+    moved = jax.tree.map(lambda a, b: np.any(a != b), after.trajectory, state.trajectory)
+    assert all(jax.tree.leaves(moved))
+    if method == "saf":
+        kept = np.any(np.asarray(after.trajectory.logits != state.trajectory.logits), axis=(0, 2))
+        np.testing.assert_array_equal(np.nonzero(kept)[0], index)
 
 
 def test_the_whole_family_can_be_compared():
