@@ -1,6 +1,6 @@
 """Sharpness-aware training for JAX: ARSAM and its family as optax transformations."""
 
-from arsam_jax import ascent, correction, probe, sampling, sparse, trajectory
+from arsam_jax import ascent, correction, measure, probe, sampling, sparse, trajectory
 from arsam_jax.alias import (
     ae_sam,
     arsam,
@@ -49,6 +49,7 @@ __all__ = [
     "gsam",
     "looksam",
     "m_sam",
+    "measure",
     "momentum_sam",
     "multi_step_sam",
     "probe",

@@ -113,9 +113,9 @@ def top_hessian_eigenvalue(
     )
     # After β = 0 all that can be reached has been; α_1 <= λ_max fills what is left.
     alpha = jnp.where(jnp.cumprod(is_alive.astype(jnp.int32)) > 0, alpha, alpha[0])
-    return jnp.linalg.eigvalsh(
-        jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
-    )[-1]
+    return jnp.linalg.eigvalsh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))[
+        -1
+    ]
 
 
 def _random_unit(params, seed):
