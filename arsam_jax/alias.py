@@ -323,8 +323,8 @@ def multi_step_sam(rho: Radius, num_steps: int) -> Link:
 def momentum_sam(rho: Radius, *, decay: float = 0.9) -> Link:
     r"""Momentum-SAM: :math:`g_A = \nabla L(w - \rho\, v / \|v\|)`, v the momentum of the g_A.
 
-    Costs 1 inside jit, where XLA drops the gradient at w that the caller computes and nothing
-    reads; keeps 1.
+    Costs 1 inside jit, where XLA drops the backward pass at w that the caller computes and nothing
+    reads (the forward pass stays if the loss there is used); keeps 1.
 
     Args:
       rho: the radius; 0.3 in the authors' code.

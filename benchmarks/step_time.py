@@ -104,7 +104,8 @@ def compare(
         return time.perf_counter() - start
 
     for _ in range(3):
-        step(), unit()
+        step()
+        unit()
     ratios, times = [], []
     for i in range(pairs):
         if i % 2:
