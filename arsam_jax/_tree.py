@@ -62,6 +62,11 @@ def norm(tree: Any) -> jax.Array:
     return jnp.sqrt(dot(tree, tree))
 
 
+def is_finite(tree: Any) -> jax.Array:
+    """Whether every number in the tree is finite, bool scalar."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]))
+
+
 def safe_divide(numerator: chex.Numeric, denominator: chex.Numeric) -> jax.Array:
     """``numerator / denominator``, and 0 where the denominator is 0."""
     is_zero = jnp.equal(denominator, 0)
@@ -71,6 +76,30 @@ def safe_divide(numerator: chex.Numeric, denominator: chex.Numeric) -> jax.Array
 def mean_over(axis_name: Any, tree: Any) -> Any:
     """The mean over the devices of a mapped axis; ``tree`` itself without one."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def local_to(axis_name: Any, tree: Any) -> Any:
+    """``tree`` as values of each device, so that a gradient with respect to it stays local.
+
+    Inside ``jax.shard_map`` the gradient with respect to a replicated value is summed over the
+    devices by default. Elsewhere this does nothing.
+    """
+    if axis_name is None:
+        return tree
+    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+    def vary(x):
+        aval = jax.typeof(x)
+        manual = getattr(aval, "manual_axis_type", None)
+        varying = getattr(aval, "vma", frozenset()) if manual is None else manual.varying
+        missing = tuple(axis for axis in axes if axis not in varying)
+        if not missing:
+            return x
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(x, missing, to="varying")
+        return jax.lax.pvary(x, missing)  # pyright: ignore  # of older versions
+
+    return jax.tree.map(vary, tree)
 
 
 def reject(a: Any, b: Any) -> Any:

@@ -165,7 +165,7 @@ def arsam(
         ablation ARSAM-A without a buffer, None reuses until the next sample.
       reuse_dtype: of the buffer; None keeps that of the parameters.
       norm_mask: tree of bools, or a function that makes it from the parameters: the leaves over
-        which the ratio is measured.
+        which the ratio is measured. With optax.inject_hyperparams name it in static_args.
       seed: of the draws.
 
     References:
@@ -403,7 +403,7 @@ def m_sam(rho: Radius, num_microbatches: int) -> Link:
 
 
 def rw_sam(
-    rho: Radius, *, inverse_temperature: float = 1.0, delta: float = 1e-3, seed: int = 0
+    rho: Radius, *, inverse_temperature: float = 1.0, delta: float = 0.01, seed: int = 0
 ) -> Link:
     r"""Reweighted SAM: ε from a mean gradient that weighs examples by their gradient norms.
 
@@ -415,7 +415,7 @@ def rw_sam(
     Args:
       rho: the radius.
       inverse_temperature: λ >= 0, without unit.
-      delta: δ > 0, the size of the random move.
+      delta: δ > 0, the length of the random move.
       seed: of the random moves.
 
     References:

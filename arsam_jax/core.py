@@ -25,7 +25,8 @@ class Metrics(NamedTuple):
     Norms and cosines with the gradient are 0 for a method that leaves it unread (``Probe``).
 
     Attributes:
-      sampled: bool, whether the last step took the second gradient.
+      sampled: bool, whether the last step asked the probe, which is what costs: for most methods a
+        second gradient.
       num_sampled: int32, the steps so far that did.
       rho: ρ of the last step.
       grad_norm: ‖g‖ of the last step.
@@ -79,11 +80,11 @@ def sharpness_aware(
         updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
 
     ``grad_fn(params) -> grads`` evaluates the same mini-batch with the same dropout key as
-    ``grads``; gradients are already averaged over devices. ``value_fn(params) -> loss`` is
-    accepted instead. Methods that look at single examples take ``example_loss_fn(params, batch) ->
-    losses`` of shape (batch,) and ``batch``, and under ``pmap`` ``axis_name``, over which they
-    average the gradients they take themselves. Extra arguments that no part needs are ignored, so
-    a step can pass them all to any method.
+    ``grads``; gradients are already averaged over devices. ``value_fn(params) -> loss``, of
+    ``params`` alone, is accepted instead. Methods that look at single examples take
+    ``example_loss_fn(params, batch) -> losses`` of shape (batch,) and ``batch``, and inside
+    ``pmap`` or ``shard_map`` ``axis_name``, over which they average the gradients they take
+    themselves. Extra arguments that no part needs are ignored, so a step can pass them all.
 
     A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
     second gradient is taken where ρ(t) is not positive or the gradient is not finite (a probe that
@@ -116,6 +117,12 @@ def sharpness_aware(
             raise TypeError(f"{name} must be a {kind.__name__}, got {part!r}.")
 
     def init_fn(params):
+        dtypes = {jnp.result_type(x) for x in jax.tree.leaves(params)}
+        if not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
+            raise ValueError(
+                "params must be floating point or complex; keep integers (counters, keys)"
+                f" elsewhere. Got the dtypes {sorted(map(str, dtypes))}."
+            )
         metrics = Metrics(*(jnp.zeros([], _METRIC_DTYPES[name]) for name in Metrics._fields))
         return SharpnessAwareState(
             step=jnp.zeros([], jnp.int32),
@@ -129,14 +136,14 @@ def sharpness_aware(
     def update_fn(updates, state, params=None, *, grad_fn=None, value_fn=None, **extra_args):
         grad_fn = _resolve_grad_fn(updates, params, grad_fn, value_fn)
         grads = _tree.widen(updates)
-        rho_t = rho(state.step) if callable(rho) else rho
+        rho_t = jnp.maximum(rho(state.step), 0) if callable(rho) else rho
         grad_norm = _tree.norm(grads)
         is_finite = jnp.isfinite(grad_norm)
-        watched = _watch(sampling.norm_mask)
+        watched = _watch(sampling.norm_mask, params)
 
         wanted, sampling_state = sampling.decide(state.sampling, state.step, watched(grads))
         sampling_state = _tree.where(is_finite, sampling_state, state.sampling)
-        is_unread = wanted is True and not probe.reads_grads
+        is_unread = wanted is True and not (probe.reads_grads or correction.reads_grads)
         if wanted is False or (isinstance(rho_t, int | float) and rho_t == 0):
             sampled = False
         elif is_unread:
@@ -157,7 +164,8 @@ def sharpness_aware(
             emitted, correction_state = correction.fresh(state.correction, grads, perturbed_grads)
             psf = _tree.subtract(perturbed_grads, grads)
             norms = grad_norm * perturbed_norm
-            is_accepted = jnp.isfinite(perturbed_norm)
+            # What is kept may have a narrower dtype and overflow where the gradient does not.
+            is_accepted = jnp.isfinite(perturbed_norm) & _tree.is_finite(correction_state)
             return _StepResult(
                 updates=_tree.cast_like(emitted, updates),
                 probe=_tree.where(is_accepted, probe_state, state.probe),
@@ -263,13 +271,13 @@ def _float32(x):
     return x.astype(jnp.float32)
 
 
-def _watch(norm_mask):
+def _watch(norm_mask, params):
     """The norm a sampling policy sees."""
+    mask = norm_mask(params) if callable(norm_mask) else norm_mask
 
     def watched(tree):
-        if norm_mask is None:
+        if mask is None:
             return _float32(_tree.norm(tree))
-        mask = norm_mask(tree) if callable(norm_mask) else norm_mask
         kept = jax.tree.map(lambda keep, subtree: subtree if keep else None, mask, tree)
         return _float32(_tree.norm(kept))
 

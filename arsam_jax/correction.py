@@ -1,5 +1,6 @@
 """Corrections: what is emitted on a step with a perturbed gradient and on one without it."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,11 +23,13 @@ class Correction(NamedTuple):
       fresh: ``(state, grads, perturbed_grads) -> (updates, state)``, on a sampled step.
       stale: ``(state, grads, age) -> updates``, on every other step; ``age`` (int32 scalar) is the
         number of steps since the last sample, 1 right after it, ``NEVER`` before the first one.
+      reads_grads: False if ``fresh`` does not look at ``grads``; see ``Probe``.
     """
 
     init: Callable[..., Any]
     fresh: Callable[..., tuple[Any, Any]]
     stale: Callable[..., Any]
+    reads_grads: bool = True
 
 
 def replace() -> Correction:
@@ -35,6 +38,7 @@ def replace() -> Correction:
         init=lambda params: (),
         fresh=lambda state, grads, perturbed_grads: (perturbed_grads, state),
         stale=lambda state, grads, age: grads,
+        reads_grads=False,
     )
 
 
@@ -89,12 +93,11 @@ def reuse_psf(
     """
     if steps is not None:
         _check.check_integer("reuse_steps", steps, low=0)
-    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.inexact):
-        raise ValueError(f"reuse_dtype must be a floating point dtype or None, got {dtype!r}.")
+    _check_reuse_dtype(dtype)
     _check.check_number("strength", strength, low=0)
     if bound is not None:
         _check.check_number("bound", bound, above=0)
-    keeps_nothing = isinstance(steps, int) and steps == 0
+    keeps_nothing = isinstance(steps, numbers.Integral) and steps == 0
     is_whole = isinstance(strength, int | float) and strength == 1
 
     def mix(grads, psf):
@@ -103,8 +106,7 @@ def reuse_psf(
     def init(params):
         if keeps_nothing:
             return ()
-        psf = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
-        return ReusePSFState(psf, jnp.zeros([], jnp.float32))
+        return ReusePSFState(_zeros_like(params, dtype), jnp.zeros([], jnp.float32))
 
     def fresh(state, grads, perturbed_grads):
         psf = _tree.subtract(perturbed_grads, grads)
@@ -151,9 +153,10 @@ def reuse_orthogonal(alpha: Any = 0.7, dtype: Any = None) -> Correction:
       Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (arXiv 2203.02714).
     """
     _check.check_number("alpha", alpha, low=0)
+    _check_reuse_dtype(dtype)
 
     def init(params):
-        return ReuseOrthogonalState(jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params))
+        return ReuseOrthogonalState(_zeros_like(params, dtype))
 
     def fresh(state, grads, perturbed_grads):
         orthogonal = _tree.reject(perturbed_grads, grads)
@@ -187,3 +190,14 @@ def subtract_orthogonal(alpha: Any) -> Correction:
         return _tree.add(perturbed_grads, _tree.scale(-alpha, orthogonal)), state
 
     return Correction(lambda params: (), fresh, lambda state, grads, age: grads)
+
+
+def _check_reuse_dtype(dtype: Any) -> None:
+    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise ValueError(f"reuse_dtype must be a floating point dtype or None, got {dtype!r}.")
+
+
+def _zeros_like(params: Any, dtype: Any) -> Any:
+    if dtype is not None and any(jnp.iscomplexobj(p) for p in jax.tree.leaves(params)):
+        raise ValueError(f"reuse_dtype must be None for complex parameters, got {dtype!r}.")
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)

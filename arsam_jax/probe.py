@@ -14,7 +14,7 @@ _EXAMPLE_CALL = """
     def example_loss_fn(params, batch):  # one loss for each example
         return optax.softmax_cross_entropy_with_integer_labels(...)
     tx.update(grads, opt_state, params, grad_fn=grad_fn,
-              example_loss_fn=example_loss_fn, batch=batch)"""
+              example_loss_fn=example_loss_fn, batch=batch)  # and axis_name in pmap, shard_map"""
 
 
 class Probe(NamedTuple):
@@ -24,9 +24,9 @@ class Probe(NamedTuple):
       init: ``params -> state``.
       update: ``(grads, state, params, *, rho, step, grad_fn, **extra_args) -> (perturbed_grads,
         state)``. Called on sampled steps only; ``grads`` are in at least float32.
-      reads_grads: False if the probe leaves ``grads``, or a part of them, unread. With
-        ``sampling.always`` nothing else reads them then, the metrics neither, so that XLA drops
-        what the clean backward pass would have cost.
+      reads_grads: False if the probe leaves ``grads``, or a part of them, unread. If the
+        correction does so too and every step is sampled, then nothing reads them, not even the
+        metrics, and XLA drops what the clean backward pass would have cost.
     """
 
     init: Callable[..., Any]
@@ -78,7 +78,7 @@ def multi_step(
     def init_fn(params):
         return ascent.init(_tree.widen(params))
 
-    def update_fn(grads, state, params, *, rho, grad_fn, **extra_args):
+    def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
         def climb(carry, _):
             point, grads, state = carry
             direction, state = ascent.update(
@@ -123,7 +123,7 @@ def microbatched(
         return ascent.init(_tree.widen(params))
 
     def update_fn(
-        grads, state, params, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
+        grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
     ):
         del grad_fn
         axis_name = extra_args.get("axis_name")
@@ -132,7 +132,12 @@ def microbatched(
             raise ValueError(
                 f"num_microbatches must divide the batch size {size}, got {num_microbatches}."
             )
-        params = _tree.widen(params)
+        if axis_name is not None and any(x.ndim > 1 for x in jax.tree.leaves(state)):
+            raise ValueError(
+                "microbatched with axis_name needs an ascent without state: the devices see"
+                " different micro-batches, and their states would drift apart."
+            )
+        params = _tree.local_to(axis_name, _tree.widen(params))
         parts = jax.tree.map(
             lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), batch
         )
@@ -171,7 +176,7 @@ class KeyedState(NamedTuple):
 def reweighted(
     inverse_temperature: float,
     *,
-    delta: float = 1e-3,
+    delta: float = 0.01,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
     seed: int = 0,
 ) -> Probe:
@@ -180,15 +185,16 @@ def reweighted(
     .. math::
         \varepsilon = \rho\,\mathrm{ascent}\Big(\sum_i p_i \nabla\ell_i(w)\Big), \quad
         p_i \propto \exp(\lambda n_i / \bar n), \quad
-        n_i = |\ell_i(w + \delta z) - \ell_i(w)| / \delta, \quad z \sim N(0, I),
+        n_i = |\ell_i(w + \delta z) - \ell_i(w)| / \delta,
 
-    and the perturbed gradient is that of the plain mean at w + ε. n_i estimates ‖∇ℓ_i‖ up to a
-    factor that the division by the mean n̄ of the batch removes; so λ has no unit. The authors'
-    own normalisation could not be read. Needs ``example_loss_fn`` and ``batch``.
+    with one random direction z, ‖z‖ = 1, for the batch, and the perturbed gradient is that of the
+    plain mean at w + ε. n_i is a noisy estimate of ‖∇ℓ_i‖: its slope along z, proportional to it
+    on average over z only. The division by the mean n̄ of the batch takes the unit from λ. The
+    authors' own normalisation could not be read. Needs ``example_loss_fn`` and ``batch``.
 
     Args:
       inverse_temperature: λ >= 0; 0 is SAM.
-      delta: δ > 0, the size of the random step, in units of a standard normal per weight.
+      delta: δ > 0, the length of the random step, small against ρ.
       ascent: maps the weighted gradient to a direction.
       seed: of z.
 
@@ -207,23 +213,35 @@ def reweighted(
         return KeyedState(_random.make_key(seed), ascent.init(_tree.widen(params)))
 
     def update_fn(
-        grads, state, params, *, rho, step, grad_fn, example_loss_fn=None, batch=None, **extra_args
+        grads,
+        state,
+        params,
+        /,
+        *,
+        rho,
+        step,
+        grad_fn,
+        example_loss_fn=None,
+        batch=None,
+        **extra_args,
     ):
+        axis_name = extra_args.get("axis_name")
         loss_fn, _ = example_loss(example_loss_fn, batch)
         params = _tree.widen(params)
         z = optax.tree.random_like(_random.step_key(state.key, step), params)
+        move = _tree.scale(delta * _tree.safe_divide(1.0, _tree.norm(z)), z)
 
         def weighted_loss(params):
             losses = loss_fn(params, batch)
-            moved = loss_fn(_tree.add(params, _tree.scale(delta, z)), batch)
+            moved = loss_fn(_tree.add(params, move), batch)
             norms = jnp.abs(moved - losses) / jnp.asarray(delta, losses.dtype)
             scale = _tree.safe_divide(inverse_temperature, norms.mean()).astype(norms.dtype)
             weights = jax.lax.stop_gradient(jax.nn.softmax(scale * norms))
             return jnp.sum(weights * losses)
 
-        weighted_grads = _tree.widen(jax.grad(weighted_loss)(params))
+        weighted_grads = jax.grad(weighted_loss)(_tree.local_to(axis_name, params))
         direction, ascent_state = ascent.update(
-            _tree.mean_over(extra_args.get("axis_name"), weighted_grads),
+            _tree.mean_over(axis_name, _tree.widen(weighted_grads)),
             state.ascent,
             params,
             rho=rho,
@@ -268,9 +286,10 @@ def selective(
         return ascent.init(_tree.widen(params))
 
     def update_fn(
-        grads, state, params, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
+        grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
     ):
         loss_fn, size = example_loss(example_loss_fn, batch)
+        axis_name = extra_args.get("axis_name")
         extra_args |= {"example_loss_fn": example_loss_fn, "batch": batch}
         params = _tree.widen(params)
         direction, state = ascent.update(
@@ -281,9 +300,11 @@ def selective(
             return grad_fn(point), state
         rise = loss_fn(point, batch) - loss_fn(params, batch)
         _, chosen = jax.lax.top_k(rise, max(1, round(gamma * size)))
-        selected = jax.tree.map(lambda x: x[chosen], batch)
-        perturbed_grads = jax.grad(lambda params: loss_fn(params, selected).mean())(point)
-        return _tree.mean_over(extra_args.get("axis_name"), perturbed_grads), state
+        selected = jax.tree.map(lambda x: jnp.asarray(x)[chosen], batch)
+        perturbed_grads = jax.grad(lambda params: loss_fn(params, selected).mean())(
+            _tree.local_to(axis_name, point)
+        )
+        return _tree.mean_over(axis_name, perturbed_grads), state
 
     return Probe(init_fn, update_fn)
 
@@ -317,7 +338,7 @@ def momentum(decay: float = 0.9) -> Probe:
     def init_fn(params):
         return MomentumState(jax.tree.map(jnp.zeros_like, _tree.widen(params)))
 
-    def update_fn(grads, state, params, *, rho, grad_fn, **extra_args):
+    def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
         del grads, extra_args
         scale = -rho * _tree.safe_divide(1.0, _tree.norm(state.momentum))
         point = _tree.add(_tree.widen(params), _tree.scale(scale, state.momentum))

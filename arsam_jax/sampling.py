@@ -149,6 +149,7 @@ def gradient_norm_gate(
         mean = delta * state.mean + (1 - delta) * x
         variance = delta * state.variance + (1 - delta) * jnp.square(x - mean)
         progress = step.astype(jnp.float32) / jnp.asarray(total_steps, jnp.float32)
+        progress = jnp.minimum(progress, 1)
         threshold = progress * lambda_1 + (1 - progress) * lambda_2
         sampled = x >= mean + threshold * jnp.sqrt(variance)
         return sampled, GradientNormGateState(mean, variance)
@@ -161,14 +162,14 @@ class BudgetedState(NamedTuple):
 
     Attributes:
       key: uint32 (2,), folded with the step for each draw.
-      samples: int32 scalar, the samples taken so far.
+      credit: float32 scalar, the samples that are due.
       mean: float32 scalar, moving average of the signal.
       variance: float32 scalar, moving average of its squared deviation.
       score: float32 scalar, in [-1, 1], of the last signal seen.
     """
 
     key: jax.Array
-    samples: jax.Array
+    credit: jax.Array
     mean: jax.Array
     variance: jax.Array
     score: jax.Array
@@ -185,14 +186,16 @@ def budgeted(
 ) -> SamplingPolicy:
     r"""A price one can set: exactly a share of the steps, whatever decides when.
 
-    After t steps with n samples the credit is share · (t + 1) − n. A step is sampled if
+    Each step adds the share to a credit, each sample takes 1 from it. A step is sampled if
 
     .. math::
-        \mathrm{share}\,(t + 1) - n + \lambda_t z_t \ge 1/2
+        \mathrm{credit}_t + \lambda_t z_t \ge 1/2
 
-    with a score z in [−1, 1] of the signal, so that n never strays from share · t by more than 1 +
-    λ. Without a signal the samples are evenly spaced. λ_t is ``slack``, or min(share, 1 − share)
-    times the steps that remain where that is less: the budget is met when ``total_steps`` end.
+    with a score z in [−1, 1] of the signal, so that the samples never stray from share · t by more
+    than 1 + λ. Without a signal λ is 0 and they are evenly spaced. λ_t is ``slack``, or min(share,
+    1 − share) times the steps that remain where that is less: the budget is met when
+    ``total_steps`` end. Credit above 1.5 + λ lapses: where nothing can be sampled for a while (ρ(t)
+    = 0), what was missed is not made up for.
 
     Args:
       share: of sampled steps, in [0, 1].
@@ -221,8 +224,8 @@ def budgeted(
     _check.check_seed(seed)
 
     def init():
-        zeros = (jnp.zeros([], jnp.float32) for _ in range(3))
-        return BudgetedState(_random.make_key(seed), jnp.zeros([], jnp.int32), *zeros)
+        zeros = (jnp.zeros([], jnp.float32) for _ in range(4))
+        return BudgetedState(_random.make_key(seed), *zeros)
 
     def watch(state, value):
         """Moves the averages by one value of the signal."""
@@ -237,17 +240,16 @@ def budgeted(
             state = state._replace(score=2 * draw - 1)
         elif signal == "gradient_norm":
             state = watch(state, jnp.square(grad_norm))
-        done = (step + 1).astype(jnp.float32)
-        freedom = jnp.asarray(slack, jnp.float32)
+        most = freedom = jnp.asarray(slack if signal != "none" else 0, jnp.float32)
         if total_steps is not None:
-            remaining = jnp.asarray(total_steps, jnp.float32) - done
-            freedom = jnp.clip(jnp.minimum(budget, 1 - budget) * remaining, 0, freedom)
-        credit = budget * done - state.samples.astype(jnp.float32)
-        return credit + freedom * state.score >= 0.5, state
+            remaining = (jnp.asarray(total_steps, jnp.int32) - step - 1).astype(jnp.float32)
+            freedom = jnp.clip(jnp.minimum(budget, 1 - budget) * remaining, 0, most)
+        credit = jnp.minimum(state.credit + budget, 1.5 + most)
+        return credit + freedom * state.score >= 0.5, state._replace(credit=credit)
 
     def record(state, step, sampled, grad_norm, correction_norm):
         del step
-        state = state._replace(samples=state.samples + sampled.astype(jnp.int32))
+        state = state._replace(credit=state.credit - sampled.astype(jnp.float32))
         if signal != "ratio":
             return state
         value = jnp.log(correction_norm / grad_norm)
@@ -348,8 +350,8 @@ def autoregressive(
         return drawn | (step < jnp.asarray(warmup_steps, jnp.int32)), state
 
     def record(state, step, sampled, grad_norm, correction_norm):
-        ratio = correction_norm / grad_norm
-        is_ratio = sampled & jnp.isfinite(ratio)
+        ratio = _tree.safe_divide(correction_norm, grad_norm)
+        is_ratio = sampled & (grad_norm > 0) & jnp.isfinite(ratio)
         change = _tree.safe_divide(ratio - state.ratio, state.ratio)
         decay = jnp.asarray(ema_decay, jnp.float32)
         ema_ratio = jnp.where(

@@ -81,7 +81,8 @@ def fisher_mask(
             squares = jax.tree.map(lambda g: jnp.real(g * jnp.conj(g)), grads)
             return jax.tree.map(jnp.add, total, squares), None
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.real(p).dtype), params)
+        params = _tree.local_to(axis_name, params)
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(jnp.real(p)), params)
         scores, _ = jax.lax.scan(add_square, zeros, examples)
         return keep_largest(_tree.mean_over(axis_name, scores), sparsity, pattern)
 
@@ -153,6 +154,7 @@ def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured"
 
     Ties go to the earlier weight, so that the number kept is exact.
     """
+    _check_pattern(pattern)
     if pattern == "unstructured":
         flat = _ravel(scores)
         return _unravel(_rank(flat) < _num_live(flat.size, sparsity), scores)
@@ -221,11 +223,7 @@ def _sparse_mask(
     _check.check_number("sparsity", sparsity, low=0, below=1)
     _check.check_integer("refresh_every", refresh_every, low=1)
     _check.check_seed(seed)
-    if isinstance(pattern, tuple):
-        _check.check_integer("pattern's N", pattern[0], low=1)
-        _check.check_integer("pattern's M", pattern[1], low=pattern[0])
-    else:
-        _check.check_choice("pattern", pattern, ("unstructured", "structured"))
+    _check_pattern(pattern)
 
     def init_fn(params):
         key = _random.make_key(seed)
@@ -245,6 +243,16 @@ def _sparse_mask(
         return masked, SparseMaskState(mask, due, state.key)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore
+
+
+def _check_pattern(pattern: Any) -> None:
+    if not isinstance(pattern, tuple):
+        _check.check_choice("pattern", pattern, ("unstructured", "structured"))
+    elif len(pattern) != 2:
+        raise ValueError(f"pattern must be a name or two integers (N, M), got {pattern!r}.")
+    else:
+        _check.check_integer("pattern's N", pattern[0], low=1)
+        _check.check_integer("pattern's M", pattern[1], low=pattern[0])
 
 
 def _num_live(size: int, sparsity: float) -> int:

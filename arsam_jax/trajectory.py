@@ -57,7 +57,9 @@ def trajectory_loss(
 
     past = log_probabilities(jax.lax.stop_gradient(past_logits))
     now = log_probabilities(logits)
-    divergence = jnp.sum(jnp.exp(past) * (past - now), axis=-1).mean()
+    weight = jnp.exp(past)
+    difference = jnp.where(weight > 0, past - now, 0)  # a class that is masked out has logit -inf
+    divergence = jnp.sum(weight * difference, axis=-1).mean()
     return jnp.asarray(strength, divergence.dtype) * divergence
 
 

@@ -151,3 +151,14 @@ def test_bounded_reuse_descends_however_old_the_psf_is(bound):
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_credit_lapses_where_nothing_can_be_sampled():
+    """A clean start, ρ(t) = 0 for 200 steps, is not made up for by a burst afterwards."""
+
+    def rho(step):
+        return jnp.where(step < 200, 0.0, 0.1)
+
+    tx = optax.chain(arsam_jax.budgeted_sam(rho, share=0.25), BASE)
+    _, state = train(tx, 240)
+    assert 10 <= arsam_jax.get_metrics(state).num_sampled <= 11

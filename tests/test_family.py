@@ -14,7 +14,7 @@ import arsam_jax
 from arsam_jax import _random, correction, probe, sampling, sharpness_aware, sparse
 from arsam_jax.ascent import normalize, normalize_by_weights, random_mask
 from tests.methods import METHODS
-from tests.problem import loss_fn, make_batch, make_params, make_step, train
+from tests.problem import example_loss_fn, loss_fn, make_batch, make_params, make_step, train
 
 SIZE, BATCH, STEPS = 8, 6, 40
 RHO = 0.3
@@ -264,7 +264,8 @@ def test_rw_sam():
     def reference(step, w, batch, sampled):
         tree = split(w)
         z = join(optax.tree.random_like(_random.step_key(key, jnp.int32(step)), tree))
-        norms = np.abs(example_losses(w + 1e-3 * z, batch) - example_losses(w, batch)) / 1e-3
+        moved = w + 0.01 * unit(z)
+        norms = np.abs(example_losses(moved, batch) - example_losses(w, batch)) / 0.01
         p = np.exp(1.5 * norms / norms.mean())
         direction = unit((p / p.sum()) @ example_gradients(w, batch))
         return gradient(w + RHO * direction, batch)
@@ -605,6 +606,9 @@ def test_arsams_sampling_and_reuse_combine_with(chosen_probe, strength):
         (lambda: arsam_jax.sparse_sam(0.1, 1.0), "sparsity"),
         (lambda: sparse.fisher_mask(0.5, pattern="rows"), "pattern"),
         (lambda: sparse.fisher_mask(0.5, pattern=(4, 2)), "pattern's M"),
+        (lambda: sparse.fisher_mask(0.5, pattern=(1, 2, 3)), "pattern"),
+        (lambda: sparse.keep_largest(jnp.ones(3), 0.5, "nm"), "pattern"),
+        (lambda: arsam_jax.looksam(0.1, reuse_dtype=jnp.int32), "reuse_dtype"),
         (lambda: sparse.fisher_mask(0.5, num_examples=0), "num_examples"),
         (lambda: sparse.fisher_mask(0.5, refresh_every=0), "refresh_every"),
         (lambda: sparse.dynamic_mask(0.5, 10, drop_rate=2), "drop_rate"),
@@ -643,6 +647,32 @@ def test_missing_or_wrong_examples_are_explained(tx):
         update_with(tx, example_loss_fn=lambda p, b: b[1].mean(), batch=batch)
     with pytest.raises(ValueError, match="same first axis"):
         update_with(tx, example_loss_fn=lambda p, b: b[1], batch=(batch[0], batch[1][:3]))
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.needs_examples])
+def test_batches_may_be_numpy_arrays_in_a_closure(name):
+    tx = METHODS[name].make()
+    params, batch = make_params(), jax.tree.map(np.asarray, make_batch(0))
+    extra = {"example_loss_fn": example_loss_fn, "batch": batch}
+
+    @jax.jit
+    def update(params):
+        grads = jax.grad(loss_fn)(params, batch)
+        return tx.update(grads, tx.init(params), params, grad_fn=lambda p: grads, **extra)[0]
+
+    chex.assert_tree_all_finite(update(params))
+
+
+def test_micro_batches_on_devices_refuse_an_ascent_with_state():
+    direction = optax.chain(normalize(), sparse.fisher_mask(0.5))
+    tx = sharpness_aware(0.1, probe=probe.microbatched(2, direction))
+    step = jax.pmap(make_step(tx, axis_name="batch"), axis_name="batch")
+    params, state = jax.tree.map(
+        lambda x: jnp.stack([x] * 8), (make_params(), tx.init(make_params()))
+    )
+    batch = jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), make_batch(0))
+    with pytest.raises(ValueError, match="an ascent without state"):
+        step(params, state, batch)
 
 
 def test_batches_that_do_not_divide_are_refused():

@@ -397,3 +397,81 @@ for name in ("flax", "orbax", "tensorflow_datasets", "sklearn", "matplotlib"):
 import arsam_jax
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What once went wrong.
+
+
+@pytest.mark.parametrize("make", [arsam_jax.arsam, arsam_jax.looksam])
+def test_a_buffer_of_a_narrow_dtype_never_keeps_an_overflow(make):
+    kwargs = {"alpha": 1.0, "warmup_steps": 9} if make is arsam_jax.arsam else {"k": 2}
+    tx = make(0.1, reuse_dtype=jnp.float16, **kwargs)
+    params = jnp.ones(2)
+    _, state = tx.update(
+        params, tx.init(params), params, grad_fn=lambda w: 1e5 * w * jnp.arange(2.0)
+    )
+    chex.assert_tree_all_finite(state)
+    assert state.metrics.sampled
+
+
+def test_a_bad_gradient_does_not_enter_the_psf_of_a_probe_that_leaves_it_unread():
+    tx = sharpness_aware(0.1, probe=probe.momentum(), correction=correction.reuse_psf(2))
+    params = jnp.ones(2)
+    _, state = tx.update(params * jnp.nan, tx.init(params), params, grad_fn=lambda w: w)
+    chex.assert_tree_all_finite(state.correction)
+    _, state = tx.update(params, state, params, grad_fn=lambda w: 2 * w)
+    assert state.metrics.grad_norm > 0  # the correction reads it, so the metrics do
+
+
+def test_a_negative_radius_of_a_schedule_is_none_for_every_probe():
+    params = jnp.ones(2)
+    extra = {"example_loss_fn": lambda w, b: b @ w, "batch": jnp.ones((4, 2))}
+    for tx in (arsam_jax.m_sam(lambda step: -1.0, 2), arsam_jax.momentum_sam(lambda step: -1.0)):
+        seen = []
+        grad_fn = lambda w, seen=seen: (seen.append(w), w)[1]  # noqa: E731
+        _, state = tx.update(params, tx.init(params), params, grad_fn=grad_fn, **extra)
+        assert state.metrics.rho == 0
+        assert all((w == params).all() for w in seen)
+
+
+def test_unknown_extra_args_may_have_any_name():
+    params = jnp.ones(2)
+    names = ("grads", "rho", "step", "key", "probe", "value", "loss")
+    extra = dict.fromkeys(names, 1)
+    tx = arsam_jax.sam(0.1)
+    chex.assert_trees_all_equal(
+        tx.update(params, tx.init(params), params, grad_fn=lambda w: w, **extra),
+        tx.update(params, tx.init(params), params, grad_fn=lambda w: w),
+    )
+
+
+def test_integer_params_are_refused_by_name():
+    params = {"w": jnp.ones(2), "count": jnp.zeros([], jnp.int32)}
+    tx = arsam_jax.sam(0.1)
+    with pytest.raises(ValueError, match=r"params must be floating point .* 'int32'"):
+        tx.init(params)
+
+
+def test_norm_mask_functions_see_the_parameters():
+    seen = []
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(1)}
+
+    def mask(params):
+        seen.append(jax.tree.map(lambda p: p.dtype, params))
+        return jax.tree.map(lambda p: p.dtype == jnp.bfloat16, params)
+
+    tx = arsam_jax.arsam(0.1, 0.5, norm_mask=mask)
+    tx.update(params, tx.init(params), params, grad_fn=lambda w: w)
+    assert seen == [{"a": jnp.bfloat16, "b": jnp.float32}]
+
+
+def test_ae_sam_keeps_its_last_threshold_after_the_planned_steps():
+    policy = sampling.gradient_norm_gate(100)
+    norms = jnp.exp(0.3 * jax.random.normal(jax.random.key(0), (600,)))
+
+    def step(state, seen):
+        sampled, state = policy.decide(state, *seen)
+        return state, sampled
+
+    _, sampled = jax.lax.scan(step, policy.init(), (jnp.arange(600, dtype=jnp.int32), norms))
+    assert 0.6 < sampled[100:].mean() < 0.98

@@ -40,6 +40,12 @@ def test_large_logits_give_no_nan():
     assert jnp.isfinite(jax.grad(lambda z: trajectory_loss(past, z))(now)).all()
 
 
+def test_classes_that_are_masked_out_give_no_nan():
+    logits = jnp.array([[0.0, 1.0, -jnp.inf]])
+    assert trajectory_loss(logits, logits) == 0
+    assert trajectory_loss(logits, 2 * logits) > 0
+
+
 def test_the_memory_compares_with_the_same_example_of_lag_epochs_ago():
     lag, examples, classes, epochs = 2, 6, 3, 7
     outputs = RNG.normal(size=(epochs, examples, classes))
