@@ -447,5 +447,7 @@ def sparse_sam(
     References:
       Mi et al. (arXiv 2210.05177).
     """
+    if not callable(mask):
+        raise TypeError(f"mask must be a function from the sparsity to an ascent, got {mask!r}.")
     direction = optax.chain(ascent.normalize(), mask(sparsity))
     return sharpness_aware(rho, probe=probes.perturb(direction))

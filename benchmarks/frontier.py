@@ -121,6 +121,15 @@ METHODS = {
     "budgeted_sam": Method(
         lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share)
     ),
+    # Ablations of its two rules: a radius further out, and a looser bound on reuse.
+    "budgeted_sam_rho_x4": Method(
+        lambda rho, share, steps, seed: arsam_jax.budgeted_sam(4 * share**0.5 * rho, share=share),
+        is_radius_rule=True,
+    ),
+    "budgeted_sam_bound_0.3": Method(
+        lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share, bound=0.3),
+        is_radius_rule=True,
+    ),
 }
 REFERENCES = ("sgd", "sam")  # the gap is between these two
 

@@ -170,7 +170,10 @@ def check(config: Config) -> None:
         "checkpoint_seconds",
     ):
         require(getattr(config, name) >= 0, f"--{_flag(name)} must not be negative")
-    require(config.warmup_epochs < config.epochs, "--warmup-epochs must be less than --epochs")
+    require(
+        config.warmup_epochs < config.epochs,
+        "--warmup-epochs must be less than --epochs (0: no warm-up)",
+    )
     require("/" not in config.name and config.name not in (".", ".."), "--name is one folder name")
 
 

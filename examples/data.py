@@ -147,7 +147,7 @@ def _make_builder(
     try:
         return tfds.builder(name, try_gcs=False, **kwargs)
     except tfds.core.DatasetNotFoundError:
-        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        known = sorted({"digits", *tfds.list_builders(with_community_datasets=False)})
         near = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DataError(f"There is no data set named {name!r}.{hint}") from None

@@ -101,7 +101,8 @@ def _cost(rows: list[dict[str, Any]], styles: Styles) -> Figure:
     """Accuracy at the end against the time it took, in units of SGD's if SGD was run."""
     sgd = [row["seconds"] for row in rows if row["method"] == "sgd"]
     figure, ax = plt.subplots(figsize=(9, 5.5))
-    for i, row in enumerate(sorted(rows, key=lambda row: -row["test_accuracy"])):
+    methods = list(styles)
+    for row in sorted(rows, key=lambda row: -row["test_accuracy"]):
         cost = row["seconds"] / sgd[0] if sgd else row["seconds"]
         accuracy, std = 100 * row["test_accuracy"], 100 * (row["test_accuracy_std"] or 0)
         ax.errorbar(
@@ -109,7 +110,7 @@ def _cost(rows: list[dict[str, Any]], styles: Styles) -> Figure:
             accuracy,
             std,
             color=styles[row["method"]]["color"],
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=_MARKERS[methods.index(row["method"]) // len(_COLORS) % len(_MARKERS)],
             markersize=8,
             elinewidth=1,
             linestyle="none",

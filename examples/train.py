@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         trainer = Trainer(config, dataset)
     except (settings.ConfigError, data.DataError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         return 2
     config.folder.mkdir(parents=True, exist_ok=True)
     write_json(config.folder / settings.CONFIG_FILE, settings.to_dict(config))

@@ -604,6 +604,7 @@ def test_arsams_sampling_and_reuse_combine_with(chosen_probe, strength):
         (lambda: arsam_jax.rw_sam(0.1, inverse_temperature=-1), "inverse_temperature"),
         (lambda: arsam_jax.rw_sam(0.1, delta=0), "delta"),
         (lambda: arsam_jax.sparse_sam(0.1, 1.0), "sparsity"),
+        (lambda: arsam_jax.sparse_sam(0.1, mask=sparse.fisher_mask(0.5)), "mask"),
         (lambda: sparse.fisher_mask(0.5, pattern="rows"), "pattern"),
         (lambda: sparse.fisher_mask(0.5, pattern=(4, 2)), "pattern's M"),
         (lambda: sparse.fisher_mask(0.5, pattern=(1, 2, 3)), "pattern"),
