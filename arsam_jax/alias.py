@@ -198,10 +198,10 @@ def budgeted_sam(
 ) -> Link:
     r"""SAM at a price one can set: few samples, evenly spaced, further out, bounded reuse.
 
-    Of all steps a share is sampled, evenly spaced, at the radius :math:`\rho / \sqrt{share}`, which
-    leaves the mean squared perturbation of SAM at ρ: keep the ρ tuned for SAM and choose the
-    price. The steps between emit g + PSF of the last sample, scaled down to ‖PSF‖ <= κ ‖g‖. Costs
-    1 + share, keeps 1. share = 1 is SAM. See docs/frontier.md.
+    Of all steps a share is sampled, evenly spaced, at the radius :math:`\rho\, share^{-2/3}`: keep
+    the ρ tuned for SAM and choose the price. The steps between emit g + PSF of the last sample,
+    scaled down to ‖PSF‖ <= κ ‖g‖. Costs 1 + share, keeps 1. share = 1 is SAM. See
+    docs/frontier.md.
 
     Args:
       rho: the radius that suits SAM.
@@ -220,7 +220,7 @@ def budgeted_sam(
     share = 0.125 if share is None else share
     _check.check_static("share", share)
     _check.check_number("share", share, above=0, high=1)
-    factor = share**-0.5
+    factor = share ** (-2 / 3)
     return sharpness_aware(
         (lambda step: factor * rho(step)) if callable(rho) else rho * factor,
         sampling=sampling.budgeted(share),

@@ -87,6 +87,13 @@ def arsam(reuse_steps: int) -> MakeLink:
     )
 
 
+def budgeted_at_sqrt(bound: float) -> MakeLink:
+    """``budgeted_sam`` at the radius ρ / √share."""
+    return lambda rho, share, steps, seed: arsam_jax.budgeted_sam(
+        rho * share ** (2 / 3 - 1 / 2), share=share, bound=bound
+    )
+
+
 ALPHAS = (0.1, 0.2, 0.4, 0.8)  # ARSAM cannot be told a share
 METHODS = {
     "sgd": Method(
@@ -98,7 +105,7 @@ METHODS = {
     "sam_every_k_rho_x2": Method(every_k(lambda share: 2), is_radius_rule=True),
     "sam_every_k_rho_x3": Method(every_k(lambda share: 3), is_radius_rule=True),
     "sam_every_k_rho_x4": Method(every_k(lambda share: 4), is_radius_rule=True),
-    "sam_every_k_rho_law": Method(every_k(lambda share: share**-0.5), is_radius_rule=True),
+    "sam_every_k_rho_sqrt": Method(every_k(lambda share: share**-0.5), is_radius_rule=True),
     "looksam": Method(
         lambda rho, share, steps, seed: arsam_jax.looksam(rho, round(1 / share), 0.7)
     ),
@@ -121,15 +128,9 @@ METHODS = {
     "budgeted_sam": Method(
         lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share)
     ),
-    # Ablations of its two rules: a radius further out, and a looser bound on reuse.
-    "budgeted_sam_rho_x4": Method(
-        lambda rho, share, steps, seed: arsam_jax.budgeted_sam(4 * share**0.5 * rho, share=share),
-        is_radius_rule=True,
-    ),
-    "budgeted_sam_bound_0.3": Method(
-        lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share, bound=0.3),
-        is_radius_rule=True,
-    ),
+    # Ablations of its two rules: a radius less far out, and there a looser bound on reuse.
+    "budgeted_sam_rho_sqrt": Method(budgeted_at_sqrt(bound=0.1), is_radius_rule=True),
+    "budgeted_sam_rho_sqrt_bound_0.3": Method(budgeted_at_sqrt(bound=0.3), is_radius_rule=True),
 }
 REFERENCES = ("sgd", "sam")  # the gap is between these two
 

@@ -80,3 +80,20 @@ def train(tx, steps, params=None, first=0, opt_state=None, step=None):
     for i in range(first, first + steps):
         params, opt_state = step(params, opt_state, make_batch(i))
     return params, opt_state
+
+
+def train_sam_of_optax(base, rho, steps, params, **kwargs):
+    """Trains with ``optax.contrib.sam`` in its opaque mode and returns the parameters."""
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(rho))
+    tx = optax.contrib.sam(base, adversary, opaque_mode=True, **kwargs)
+    state = tx.init(params)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for i in range(steps):
+            batch = make_batch(i)
+
+            def grad_fn(params, _, batch=batch):
+                return jax.grad(loss_fn)(params, batch)
+
+            updates, state = tx.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
+            params = optax.apply_updates(params, updates)
+    return params

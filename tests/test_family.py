@@ -14,10 +14,19 @@ import arsam_jax
 from arsam_jax import _random, correction, probe, sampling, sharpness_aware, sparse
 from arsam_jax.ascent import normalize, normalize_by_weights, random_mask
 from tests.methods import METHODS
-from tests.problem import example_loss_fn, loss_fn, make_batch, make_params, make_step, train
+from tests.problem import (
+    example_loss_fn,
+    loss_fn,
+    make_batch,
+    make_params,
+    make_step,
+    train,
+    train_sam_of_optax,
+)
 
 SIZE, BATCH, STEPS = 8, 6, 40
 RHO = 0.3
+BASE = optax.sgd(0.05, momentum=0.9)
 
 
 def split(flat):
@@ -193,17 +202,9 @@ def test_multi_step_sam():
 
 def test_multi_step_sam_is_that_of_optax_at_n_times_the_radius():
     params = jax.tree.map(lambda x: x.astype(jnp.float64), make_params())
-    base = optax.sgd(0.05)
-    ours, _ = train(optax.chain(arsam_jax.multi_step_sam(0.2, 2), base), 10, params)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
-        theirs = optax.contrib.sam(base, adversary, sync_period=3, opaque_mode=True)
-        state = theirs.init(params)
-        for i in range(10):
-            grad_fn = lambda p, _, i=i: jax.grad(loss_fn)(p, make_batch(i))  # noqa: E731
-            updates, state = theirs.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
-            params = optax.apply_updates(params, updates)
-    chex.assert_trees_all_close(ours, params, rtol=1e-9, atol=1e-12)
+    ours, _ = train(optax.chain(arsam_jax.multi_step_sam(0.2, 2), BASE), 10, params)
+    theirs = train_sam_of_optax(BASE, 0.1, 10, params, sync_period=3)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_momentum_sam():
@@ -477,8 +478,6 @@ def test_esam_computes_on_the_selected_examples_only():
 
 
 # Degenerate cases
-
-BASE = optax.sgd(0.05, momentum=0.9)
 
 
 @pytest.mark.parametrize(
