@@ -28,6 +28,9 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
     ),
     "esam": lambda config, steps, seed: arsam_jax.esam(config.rho, seed=seed),
     "sparse_sam": lambda config, steps, seed: arsam_jax.sparse_sam(config.rho),
+    "sparse_sam_dynamic": lambda config, steps, seed: arsam_jax.sparse_sam(
+        config.rho, mask=lambda sparsity: arsam_jax.sparse.dynamic_mask(sparsity, steps, seed=seed)
+    ),
     "gradient_norm_penalty": lambda config, steps, seed: arsam_jax.gradient_norm_penalty(
         config.rho, strength=0.7
     ),
