@@ -126,13 +126,20 @@ def measure(steps: dict[str, Step], params_bytes: int, options: Options):
             steps[name].compile, steps[unit].compile, options.compilations, warm_up=0
         )
         yield columns("compile", name, unit, limit, ratios, f"{seconds:.2f} s")
-    unit = steps["optax.contrib.sam"].compile().memory_analysis().peak_memory_in_bytes
+    unit = needed_bytes(steps["optax.contrib.sam"].compile())
     for name, buffers in MEMORY:
-        peak = steps[name].compile().memory_analysis().peak_memory_in_bytes
+        peak = needed_bytes(steps[name].compile())
         extra = (peak - unit) / params_bytes
         limit = round(1 + buffers * params_bytes / unit, 4)
         value = f"{peak} bytes, {extra:+.2f} × params"
         yield columns("memory", name, "optax.contrib.sam", limit, [peak / unit], value)
+
+
+def needed_bytes(compiled) -> int:
+    """Arguments, results that do not take the place of arguments, and temporary buffers."""
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
 
 
 def compare(
