@@ -141,7 +141,8 @@ def sharpness_aware(
         is_finite = jnp.isfinite(grad_norm)
         watched = _watch(sampling.norm_mask, params)
 
-        wanted, sampling_state = sampling.decide(state.sampling, state.step, watched(grads))
+        watched_grad_norm = watched(grads)
+        wanted, sampling_state = sampling.decide(state.sampling, state.step, watched_grad_norm)
         sampling_state = _tree.where(is_finite, sampling_state, state.sampling)
         is_unread = wanted is True and not (probe.reads_grads or correction.reads_grads)
         if wanted is False or (isinstance(rho_t, int | float) and rho_t == 0):
@@ -204,7 +205,7 @@ def sharpness_aware(
                 sampling_state,
                 state.step,
                 result.is_accepted,
-                watched(grads),
+                watched_grad_norm,
                 result.watched_correction_norm,
             ),
             correction=result.correction,

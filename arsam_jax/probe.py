@@ -75,9 +75,6 @@ def multi_step(
     _check.check_integer("num_steps", num_steps, low=1)
     ascent = optax.with_extra_args_support(ascent)
 
-    def init_fn(params):
-        return ascent.init(_tree.widen(params))
-
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
         def climb(carry, _):
             point, grads, state = carry
@@ -94,7 +91,7 @@ def multi_step(
             (_, perturbed_grads, state), _ = jax.lax.scan(climb, carry, length=num_steps)
         return perturbed_grads, state
 
-    return Probe(init_fn, update_fn)
+    return Probe(_init_of(ascent), update_fn)
 
 
 def microbatched(
@@ -118,9 +115,6 @@ def microbatched(
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
     ascent = optax.with_extra_args_support(ascent)
-
-    def init_fn(params):
-        return ascent.init(_tree.widen(params))
 
     def update_fn(
         grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
@@ -163,7 +157,7 @@ def microbatched(
         mean = _tree.scale(1 / num_microbatches, total)
         return _tree.mean_over(axis_name, mean), state
 
-    return Probe(init_fn, update_fn, reads_grads=False)
+    return Probe(_init_of(ascent), update_fn, reads_grads=False)
 
 
 class KeyedState(NamedTuple):
@@ -210,7 +204,7 @@ def reweighted(
     ascent = optax.with_extra_args_support(ascent)
 
     def init_fn(params):
-        return KeyedState(_random.make_key(seed), ascent.init(_tree.widen(params)))
+        return KeyedState(_random.make_key(seed), _init_of(ascent)(params))
 
     def update_fn(
         grads,
@@ -282,9 +276,6 @@ def selective(
     _check.check_number("gamma", gamma, above=0, high=1)
     ascent = optax.with_extra_args_support(ascent)
 
-    def init_fn(params):
-        return ascent.init(_tree.widen(params))
-
     def update_fn(
         grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
     ):
@@ -306,7 +297,7 @@ def selective(
         )
         return _tree.mean_over(axis_name, perturbed_grads), state
 
-    return Probe(init_fn, update_fn)
+    return Probe(_init_of(ascent), update_fn)
 
 
 class MomentumState(NamedTuple):
@@ -347,6 +338,11 @@ def momentum(decay: float = 0.9) -> Probe:
         return perturbed_grads, MomentumState(velocity)
 
     return Probe(init_fn, update_fn, reads_grads=False)
+
+
+def _init_of(ascent):
+    """The state of an ascent, which works on parameters in at least float32."""
+    return lambda params: ascent.init(_tree.widen(params))
 
 
 def example_loss(example_loss_fn, batch):
