@@ -34,104 +34,14 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import arsam_jax
-from arsam_jax import correction, sampling
 from benchmarks import frontier_report
-from benchmarks.workloads import WORKLOADS, MakeLink, Setting, train
+from benchmarks.methods import ABLATIONS, METHODS
+from benchmarks.workloads import WORKLOADS, Setting, train
 
-SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 TUNING_SEEDS = (100, 101)
 
 
-class Method(NamedTuple):
-    """How a method is made and what it costs.
-
-    Attributes:
-      make: `(rho, share, total_steps, seed) -> link`.
-      shares: the values of its price knob that are tried: the share of sampled steps where a
-        method can be told one.
-      cost: `(sampled, share) -> gradients a step`, from the share of steps that were sampled.
-      is_radius_rule: whether it differs from another method in what it does to ρ alone, so that
-        tuning ρ makes the two the same.
-    """
-
-    make: MakeLink
-    shares: tuple[float, ...] = SHARES
-    cost: Callable[[float, float], float] = lambda sampled, share: 1 + sampled
-    is_radius_rule: bool = False
-
-
-def every_k(factor: Callable[[float], float]) -> MakeLink:
-    """SAM every 1/share steps, at a radius that is larger by a factor."""
-    return lambda rho, share, steps, seed: arsam_jax.sam_every_k(
-        factor(share) * rho, round(1 / share)
-    )
-
-
-def gated(rho, share, steps, seed):
-    """AE-SAM with both ends of its threshold moved so that normal ‖g‖² give the share."""
-    del seed
-    shift = -((4 / 3) ** 0.5) * statistics.NormalDist().inv_cdf(share)
-    return arsam_jax.ae_sam(rho, steps, lambda_1=shift - 1, lambda_2=shift + 1)
-
-
-def random_with_reuse(rho, share, steps, seed):
-    del steps
-    return arsam_jax.sharpness_aware(
-        rho, sampling=sampling.bernoulli(share, seed), correction=correction.reuse_psf(2)
-    )
-
-
-def arsam(reuse_steps: int) -> MakeLink:
-    return lambda rho, alpha, steps, seed: arsam_jax.arsam(
-        rho, alpha, reuse_steps=reuse_steps, seed=seed
-    )
-
-
-def budgeted_at_sqrt(bound: float) -> MakeLink:
-    """``budgeted_sam`` at the radius ρ / √share."""
-    return lambda rho, share, steps, seed: arsam_jax.budgeted_sam(
-        rho * share ** (2 / 3 - 1 / 2), share=share, bound=bound
-    )
-
-
-ALPHAS = (0.1, 0.2, 0.4, 0.8)  # ARSAM cannot be told a share
-METHODS = {
-    "sgd": Method(
-        lambda rho, share, steps, seed: arsam_jax.sharpness_aware(0, sampling=sampling.never()),
-        shares=(0,),
-    ),
-    "sam": Method(lambda rho, share, steps, seed: arsam_jax.sam(rho), shares=(1,)),
-    "sam_every_k": Method(every_k(lambda share: 1)),
-    "sam_every_k_rho_x2": Method(every_k(lambda share: 2), is_radius_rule=True),
-    "sam_every_k_rho_x3": Method(every_k(lambda share: 3), is_radius_rule=True),
-    "sam_every_k_rho_x4": Method(every_k(lambda share: 4), is_radius_rule=True),
-    "sam_every_k_rho_sqrt": Method(every_k(lambda share: share**-0.5), is_radius_rule=True),
-    "looksam": Method(
-        lambda rho, share, steps, seed: arsam_jax.looksam(rho, round(1 / share), 0.7)
-    ),
-    "ae_sam": Method(gated),
-    "esam": Method(
-        lambda rho, share, steps, seed: arsam_jax.esam(rho, gamma=share, seed=seed),
-        cost=lambda sampled, share: 1 + sampled * (share + 2 / 3),  # two forward passes
-    ),
-    "momentum_sam": Method(
-        lambda rho, share, steps, seed: arsam_jax.momentum_sam(rho),
-        shares=(0,),
-        cost=lambda sampled, share: 1,
-    ),
-    "arsam": Method(arsam(reuse_steps=2), ALPHAS),
-    "arsam_a": Method(arsam(reuse_steps=0), ALPHAS),
-    "random_reuse": Method(random_with_reuse),
-    "final_phase_sam": Method(
-        lambda rho, share, steps, seed: arsam_jax.final_phase_sam(rho, steps, share)
-    ),
-    "budgeted_sam": Method(
-        lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share)
-    ),
-    # Ablations of its two rules: a radius less far out, and there a looser bound on reuse.
-    "budgeted_sam_rho_sqrt": Method(budgeted_at_sqrt(bound=0.1), is_radius_rule=True),
-    "budgeted_sam_rho_sqrt_bound_0.3": Method(budgeted_at_sqrt(bound=0.3), is_radius_rule=True),
-}
+ALL_METHODS = METHODS | ABLATIONS
 REFERENCES = ("sgd", "sam")  # the gap is between these two
 
 
@@ -139,9 +49,10 @@ REFERENCES = ("sgd", "sam")  # the gap is between these two
 class Options:
     """Options of the benchmark."""
 
-    stage: Literal["transfer", "tuned", "tune", "report"] = "transfer"
-    """What to run. `transfer` and `tuned` search first where results are missing; `tune` is the
-    search of `tuned` alone; `report` draws what the CSV file has."""
+    stage: Literal["transfer", "ablations", "tuned", "tune", "report"] = "transfer"
+    """What to run. `transfer` and `tuned` search first where results are missing; `ablations` are
+    parts of `budgeted_sam` replaced, by the protocol of `transfer`; `tune` is the search of `tuned`
+    alone; `report` draws what the CSV file has."""
     workloads: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAMES")] = tuple(WORKLOADS)
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAMES")] = tuple(METHODS)
     """SGD and SAM are always among them."""
@@ -238,14 +149,18 @@ def _halton(index: int, base: int) -> float:
 
 def points(options: Options, stage: str) -> list[Point]:
     """What a stage compares. Tuning ρ leaves nothing of a rule for ρ, so `tuned` has none."""
-    chosen = [name for name in METHODS if name in (*REFERENCES, *options.methods)]
-    if stage != "transfer":
+    if stage == "ablations":
+        chosen = [*REFERENCES, "budgeted_sam", *ABLATIONS]
+        options = dataclasses.replace(options, shares=(1 / 8,))
+    else:
+        chosen = [name for name in METHODS if name in (*REFERENCES, *options.methods)]
+    if stage in ("tuned", "tune"):
         chosen = [name for name in chosen if not METHODS[name].is_radius_rule]
     return [
         (workload, method, share)
         for workload in options.workloads
         for method in chosen
-        for share in METHODS[method].shares
+        for share in ALL_METHODS[method].shares
         if not options.shares or method in REFERENCES or share in options.shares or share == 0
     ]
 
@@ -271,7 +186,7 @@ def best_setting(point: Point, draws: int, done: dict[Run, dict]) -> Setting:
 
 def execute(run: Run) -> dict:
     """Trains and returns the row of a run."""
-    method, workload = METHODS[run.method], WORKLOADS[run.workload]
+    method, workload = ALL_METHODS[run.method], WORKLOADS[run.workload]
     result = train(
         workload,
         method.make,
@@ -301,8 +216,8 @@ def read_rows(path: Path) -> dict[Run, dict]:
 
 def in_order(rows: dict[Run, dict]) -> list[dict]:
     """The rows of known methods and workloads as these are listed, the dearest share first."""
-    known = [run for run in rows if run.method in METHODS and run.workload in WORKLOADS]
-    workloads, methods = list(WORKLOADS), list(METHODS)
+    known = [run for run in rows if run.method in ALL_METHODS and run.workload in WORKLOADS]
+    workloads, methods = list(WORKLOADS), list(ALL_METHODS)
 
     def place(run):
         return workloads.index(run.workload), methods.index(run.method), -run.share, run.seed
@@ -425,7 +340,7 @@ def _print_group(progress, group: Sequence[Run], rows: Sequence[dict]) -> None:
 
 def _estimate(run: Run) -> float:
     """Seconds of a run, roughly, its share of the compilation included."""
-    return 3 + WORKLOADS[run.workload].seconds * METHODS[run.method].cost(run.share, run.share)
+    return 3 + WORKLOADS[run.workload].seconds * ALL_METHODS[run.method].cost(run.share, run.share)
 
 
 def _duration(seconds: float) -> str:
@@ -443,14 +358,15 @@ def main(options: Options) -> None:
     done = {}
     if stage != "report":
         done = run_all([run for p in tuned for run in tuning_runs(p, draws)], options)
-    if stage in ("transfer", "tuned"):
-        runs = []
+    if stage in ("transfer", "ablations", "tuned"):
+        protocol, runs = ("tuned" if stage == "tuned" else "transfer"), []
         for point in points(options, stage):
             source = point if stage == "tuned" else (point[0], "sam", 1)
             setting = best_setting(source, draws, done)
-            runs += [Run(stage, *point, seed, *setting) for seed in options.seeds]
+            runs += [Run(protocol, *point, seed, *setting) for seed in options.seeds]
         run_all(runs, options)
-    for path in frontier_report.write(in_order(read_rows(options.csv)), options.csv):
+    rows = in_order(read_rows(options.csv))
+    for path in frontier_report.write(rows, options.csv, ablations=tuple(ABLATIONS)):
         rich.print(f"wrote {path}")
 
 

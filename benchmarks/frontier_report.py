@@ -127,11 +127,12 @@ def _ratio(values: Sequence[float], unit: Sequence[float]) -> float:
     return _median(values) / denominator if denominator else math.nan
 
 
-def write(rows: Sequence[dict[str, Any]], csv: Path) -> list[Path]:
+def write(rows: Sequence[dict[str, Any]], csv: Path, ablations: Sequence[str] = ()) -> list[Path]:
     """Prints the table of each protocol; writes its figure and one Markdown file of all tables."""
     written, parts = [], ["# Accuracy against cost\n"]
     for stage, title in PROTOCOLS.items():
-        lines = summarize([row for row in rows if row["stage"] == stage])
+        of_stage = [row for row in rows if row["stage"] == stage]
+        lines = summarize([row for row in of_stage if row["method"] not in ablations])
         if not lines:
             continue
         rich.print(_rich_table(title, lines))
@@ -139,16 +140,29 @@ def write(rows: Sequence[dict[str, Any]], csv: Path) -> list[Path]:
         plot(lines, title, path)
         settings = {
             (row["workload"], row["method"], row["share"]): row
-            for row in rows
-            if row["stage"] == stage
+            for row in of_stage
+            if row["method"] not in ablations
         }
         parts.append(_markdown(title, lines, path.name, settings, stage))
         written.append(path)
+        known = {"sgd", "sam", "budgeted_sam", *ablations}
+        lines = summarize([row for row in of_stage if row["method"] in known])
+        lines = [x for x in lines if x.method in ablations or (x.method, x.share) == _ABLATED]
+        if len(lines) > 1:
+            title = "budgeted_sam at one step in eight with one part replaced"
+            rich.print(_rich_table(title, lines))
+            path = csv.with_name(f"{csv.stem}_ablations.png")
+            plot_ablations(lines, title, path)
+            parts += [f"## {title}\n", f"![Mean gap closed]({path.name})\n", _gaps(lines)]
+            written.append(path)
     if written:
         markdown = csv.with_suffix(".md")
         markdown.write_text("\n".join(parts))
         written.append(markdown)
     return written
+
+
+_ABLATED = ("budgeted_sam", 1 / 8)
 
 
 def _workloads(lines: Sequence[Line]) -> list[str]:
@@ -178,17 +192,24 @@ def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
+_PREFIX = ("method", "share", "gradients a step")
+
+
+def _prefix(line: Line) -> list[str]:
+    return [f"`{line.method}`", f"{line.share:.4g}", f"{line.gradients:.3f}"]
+
+
+def _gaps(lines: Sequence[Line]) -> str:
+    workloads = _workloads(lines)
+    body = [[*_prefix(x), f"{x.mean_gap:.1f}", *_cells(x, workloads, x.gaps)] for x in lines]
+    return _markdown_table([*_PREFIX, "mean", *workloads], body)
+
+
 def _markdown(title, lines, figure, settings, stage) -> str:
     workloads = _workloads(lines)
-    names = ["method", "share", "gradients a step"]
-
-    def prefix(line):
-        return [f"`{line.method}`", f"{line.share:.4g}", f"{line.gradients:.3f}"]
-
-    gaps = [[*prefix(x), f"{x.mean_gap:.1f}", *_cells(x, workloads, x.gaps)] for x in lines]
-    accuracies = [[*prefix(x), *_cells(x, workloads, x.accuracies)] for x in lines]
+    accuracies = [[*_prefix(x), *_cells(x, workloads, x.accuracies)] for x in lines]
     cost_names = ("seconds_per_step", "peak_bytes", "top_hessian_eigenvalue", "sharpness")
-    costs = [[*prefix(x), *(f"{x.costs[name]:.2f}" for name in cost_names)] for x in lines]
+    costs = [[*_prefix(x), *(f"{x.costs[name]:.2f}" for name in cost_names)] for x in lines]
     chosen = [
         [f"`{w}`", method, f"{share:.4g}", *(f"{row[c]:.4g}" for c in _SETTING)]
         for (w, method, share), row in settings.items()
@@ -203,12 +224,12 @@ def _markdown(title, lines, figure, settings, stage) -> str:
             f" workloads, each of which counts for at least {FLOOR:.0f} in it; its error takes them"
             " for independent. `share` is the value of a method's price knob (α for ARSAM, γ for"
             " ESAM).\n",
-            _markdown_table([*names, "mean", *workloads], gaps),
+            _gaps(lines),
             "Test accuracy in %, ± standard error.\n",
-            _markdown_table([*names, *workloads], accuracies),
+            _markdown_table([*_PREFIX, *workloads], accuracies),
             "In units of SAM's, median over the workloads: seconds a step, peak memory of the"
             " compiled run without its data, top Hessian eigenvalue and ρ-sharpness at the end.\n",
-            _markdown_table([*names, "time", "memory", "eigenvalue", "sharpness"], costs),
+            _markdown_table([*_PREFIX, "time", "memory", "eigenvalue", "sharpness"], costs),
             "Settings.\n",
             _markdown_table(["workload", "method", "share", "ρ", "lr", "weight decay"], chosen),
         ]
@@ -276,5 +297,29 @@ def plot(lines: Sequence[Line], title: str, path: Path) -> None:
     figure.suptitle(title)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_ablations(lines: Sequence[Line], title: str, path: Path) -> None:
+    """The mean gap of each, the whole method as a line across."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.28 * len(lines)), layout="constrained")
+    for place, line in enumerate(lines):
+        mean, error = line.mean_gap
+        is_ours = line.method == _ABLATED[0]
+        color = "crimson" if is_ours else "0.25"
+        axis.errorbar(mean, place, xerr=error, fmt="o", color=color, capsize=2)
+        if is_ours:
+            axis.axvline(mean, color=color, linewidth=0.8)
+    axis.set_yticks(range(len(lines)), [line.method for line in lines])
+    axis.invert_yaxis()
+    axis.set_xlabel("gap between SGD and SAM closed, mean of the workloads, %")
+    axis.grid(alpha=0.25, axis="x")
+    figure.suptitle(title)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import arsam_jax
 from benchmarks import frontier, frontier_report
-from benchmarks.frontier import METHODS, TUNING_SEEDS, Options, Run
+from benchmarks.frontier import TUNING_SEEDS, Options, Run
+from benchmarks.methods import ABLATIONS, METHODS
 from benchmarks.workloads import MLP, WORKLOADS, Setting, Source, Workload, make_data
 
 CENTER = Setting(rho=0.1, learning_rate=0.1, weight_decay=1e-3)
@@ -189,6 +192,41 @@ def test_sgd_is_the_base_optimizer_at_its_price(tiny):
     assert rows[0]["train_loss"] == rows[1]["train_loss"]
 
 
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_cost_what_they_say(name):
+    """One step in eight, or as many as its price buys; at random within some deviation."""
+    method, steps = ABLATIONS[name], 256
+    tx = method.make(0.1, 1 / 8, steps, 0)
+
+    def example_loss(params, batch):
+        return jnp.sum(jnp.square(batch @ params["w"] - params["b"]), axis=-1)
+
+    def step(carry, key):
+        params, state = carry
+        batch = jax.random.normal(key, (8, 3))
+        grad_fn = jax.grad(lambda params: example_loss(params, batch).mean())
+        updates, state = tx.update(
+            grad_fn(params),
+            state,
+            params,
+            grad_fn=grad_fn,
+            example_loss_fn=example_loss,
+            batch=batch,
+        )
+        params = jax.tree.map(lambda w, u: w - 0.01 * u, params, updates)
+        return (params, state), arsam_jax.get_metrics(state)
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+        keys = jax.random.split(jax.random.key(0), steps)
+        (params, _), metrics = jax.jit(lambda c: jax.lax.scan(step, c, keys))(
+            (params, tx.init(params))
+        )
+    cost = method.cost(float(metrics.sampled.mean()), 1 / 8)
+    assert cost == pytest.approx(1.125, abs=0.03 if name == "when: at random" else 0.008)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
 def test_every_method_can_be_made_at_every_share():
     for method in METHODS.values():
         for share in method.shares:
@@ -243,6 +281,17 @@ def test_report(tmp_path):
     written = frontier_report.write(rows, tmp_path / "frontier.csv")
     assert [path.name for path in written] == ["frontier.png", "frontier.md"]
     assert "90.0 ± 0.0" in written[1].read_text()
+
+    rows += [row | {"method": "reuse: none"} for row in rows if row["method"] == "budgeted_sam"]
+    written = frontier_report.write(rows, tmp_path / "frontier.csv", ablations=["reuse: none"])
+    assert [path.name for path in written][1] == "frontier_ablations.png"
+    assert written[-1].read_text().count("`reuse: none`") == 1
+
+
+def test_ablations_are_not_taken_for_methods():
+    asked = {name for _, name, _ in frontier.points(Options(stage="ablations"), "ablations")}
+    assert asked == {"sgd", "sam", "budgeted_sam", *ABLATIONS}
+    assert not set(ABLATIONS) & {name for _, name, _ in frontier.points(Options(), "transfer")}
 
 
 def test_a_collapse_is_bounded_in_the_mean():

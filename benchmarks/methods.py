@@ -1,0 +1,303 @@
+"""What the frontier benchmark compares: every method that spends gradients, at a price.
+
+``METHODS`` are methods of the library. ``ABLATIONS`` are ``budgeted_sam`` with one part of it
+replaced: what decides when, what the steps between do, how the second gradient is taken.
+"""
+
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import arsam_jax
+from arsam_jax import correction, sampling
+from arsam_jax import probe as probes
+from benchmarks.workloads import MakeLink
+
+SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
+ALPHAS = (0.1, 0.2, 0.4, 0.8)  # ARSAM cannot be told a share
+
+
+class Method(NamedTuple):
+    """How a method is made and what it costs.
+
+    Attributes:
+      make: `(rho, share, total_steps, seed) -> link`.
+      shares: the values of its price knob that are tried: the share of sampled steps where a
+        method can be told one.
+      cost: `(sampled, share) -> gradients a step`, from the share of steps that were sampled.
+      is_radius_rule: whether it differs from another method in what it does to ρ alone, so that
+        tuning ρ makes the two the same.
+    """
+
+    make: MakeLink
+    shares: tuple[float, ...] = SHARES
+    cost: Callable[[float, float], float] = lambda sampled, share: 1 + sampled
+    is_radius_rule: bool = False
+
+
+def every_k(exponent: float) -> MakeLink:
+    """SAM every 1/share steps, at the radius ρ share^exponent."""
+    return lambda rho, share, steps, seed: arsam_jax.sam_every_k(
+        rho * share**exponent, round(1 / share)
+    )
+
+
+def gated(rho, share, steps, seed):
+    """AE-SAM with both ends of its threshold moved so that normal ‖g‖² give the share."""
+    del seed
+    shift = -((4 / 3) ** 0.5) * statistics.NormalDist().inv_cdf(share)
+    return arsam_jax.ae_sam(rho, steps, lambda_1=shift - 1, lambda_2=shift + 1)
+
+
+def random_with_reuse(rho, share, steps, seed):
+    del steps
+    return arsam_jax.sharpness_aware(
+        rho, sampling=sampling.bernoulli(share, seed), correction=correction.reuse_psf(2)
+    )
+
+
+def arsam(**kwargs) -> MakeLink:
+    return lambda rho, alpha, steps, seed: arsam_jax.arsam(rho, alpha, seed=seed, **kwargs)
+
+
+METHODS = {
+    "sgd": Method(
+        lambda rho, share, steps, seed: arsam_jax.sharpness_aware(0, sampling=sampling.never()),
+        shares=(0,),
+    ),
+    "sam": Method(lambda rho, share, steps, seed: arsam_jax.sam(rho), shares=(1,)),
+    "sam_every_k": Method(every_k(0)),
+    "sam_every_k_rho_sqrt": Method(every_k(-1 / 2), is_radius_rule=True),
+    "sam_every_k_wide": Method(every_k(-2 / 3), is_radius_rule=True),
+    "looksam": Method(
+        lambda rho, share, steps, seed: arsam_jax.looksam(rho, round(1 / share), 0.7)
+    ),
+    "ae_sam": Method(gated),
+    "esam": Method(
+        lambda rho, share, steps, seed: arsam_jax.esam(rho, gamma=share, seed=seed),
+        cost=lambda sampled, share: 1 + sampled * (share + 2 / 3),  # two forward passes
+    ),
+    "momentum_sam": Method(
+        lambda rho, share, steps, seed: arsam_jax.momentum_sam(rho),
+        shares=(0,),
+        cost=lambda sampled, share: 1,
+    ),
+    "arsam": Method(arsam(), ALPHAS),
+    "arsam_a": Method(arsam(reuse_steps=0), ALPHAS),
+    "arsam_segments_of_8": Method(arsam(segment_length=8), ALPHAS),  # at least 1 step in 8
+    "random_reuse": Method(random_with_reuse),
+    "final_phase_sam": Method(
+        lambda rho, share, steps, seed: arsam_jax.final_phase_sam(rho, steps, share)
+    ),
+    "budgeted_sam": Method(
+        lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share)
+    ),
+}
+
+
+def _variant(
+    *,
+    when: Callable[..., sampling.SamplingPolicy] | None = None,
+    reuse: Callable[[], correction.Correction] | None = None,
+    probe: Callable[[], probes.Probe] | None = None,
+    exponent: float = -2 / 3,
+    price: float = 1,
+) -> Method:
+    """``budgeted_sam`` with other parts.
+
+    Args:
+      when: `(share, total_steps, seed) -> policy`.
+      reuse: what the steps between the samples do.
+      probe: how the second gradient is taken.
+      exponent: of the share in the radius.
+      price: of a sample, in gradients; at a price below 1 more samples are taken.
+    """
+
+    def make(rho, share, steps, seed):
+        share = share / price
+        return arsam_jax.sharpness_aware(
+            rho * share**exponent,
+            sampling=when(share, steps, seed) if when else sampling.budgeted(share),
+            correction=reuse() if reuse else correction.reuse_psf(None, bound=0.1),
+            probe=probe() if probe else probes.perturb(),
+        )
+
+    return Method(make, (1 / 8,), lambda sampled, share: 1 + sampled * price)
+
+
+def _signal(signal: Any) -> Callable[..., sampling.SamplingPolicy]:
+    return lambda share, steps, seed: sampling.budgeted(share, steps, signal=signal, seed=seed)
+
+
+def stratified(share, steps, seed):
+    """One step of each 1/share, at random."""
+    del steps
+    length = round(1 / share)
+    key = jax.random.key(seed)
+
+    def decide(state, step, grad_norm):
+        del grad_norm
+        block, place = step // length, step % length
+        return place == jax.random.randint(jax.random.fold_in(key, block), (), 0, length), state
+
+    return sampling.SamplingPolicy(lambda: (), decide)
+
+
+def early(share, steps, seed):
+    """The first steps."""
+    del seed
+    return sampling.SamplingPolicy(
+        lambda: (), lambda state, step, grad_norm: (step < round(share * steps), state)
+    )
+
+
+def moved(share, steps, seed):
+    """Sooner the further the parameters moved since the sample, Σ ‖g‖: theorem 3 of ARSAM."""
+    inner = sampling.budgeted(share, steps, signal="gradient_norm", seed=seed)
+
+    def decide(state, step, grad_norm):
+        path = state[1] + grad_norm
+        wanted, policy = inner.decide(state[0], step, jnp.sqrt(path))  # it squares
+        return wanted, (policy, path)
+
+    def record(state, step, sampled, grad_norm, correction_norm):
+        policy = inner.record(state[0], step, sampled, grad_norm, correction_norm)
+        return policy, jnp.where(sampled, 0, state[1])
+
+    return sampling.SamplingPolicy(lambda: (inner.init(), jnp.float32(0)), decide, record)
+
+
+def ratio_change(share, steps, seed):
+    """Sooner after log(c / c of the sample before) was large: ARSAM's signal without its bias."""
+    inner = sampling.budgeted(share, steps, signal="ratio", seed=seed)
+
+    def decide(state, step, grad_norm):
+        wanted, policy = inner.decide(state[0], step, grad_norm)
+        return wanted, (policy, state[1])
+
+    def record(state, step, sampled, grad_norm, correction_norm):
+        policy, before = state
+        ratio = correction_norm / grad_norm
+        seen = inner.record(policy, step, sampled, before, ratio)
+        return seen, jnp.where(sampled, ratio, before)
+
+    return sampling.SamplingPolicy(lambda: (inner.init(), jnp.float32(1)), decide, record)
+
+
+BOUND = 0.1
+
+
+def _reuse(init, keep, limit) -> correction.Correction:
+    """A correction that keeps a PSF and emits g + limit(PSF, g, age) between the samples."""
+
+    def fresh(state, grads, perturbed_grads):
+        psf = jax.tree.map(jnp.subtract, perturbed_grads, grads)
+        return perturbed_grads, keep(state, psf)
+
+    def stale(state, grads, age):
+        is_known = age < correction.NEVER
+        psf = limit(state, grads, age)
+        return jax.tree.map(lambda g, x: g + jnp.where(is_known, x, 0), grads, psf)
+
+    return correction.Correction(init, fresh, stale)
+
+
+def _zeros(params):
+    return jax.tree.map(jnp.zeros_like, params)
+
+
+def _bounded(psf, grads, bound):
+    factor = jnp.minimum(1, bound * _norm(grads) / jnp.maximum(_norm(psf), 1e-30))
+    return jax.tree.map(lambda x: factor * x, psf)
+
+
+def _norm(tree):
+    return jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree)))
+
+
+def averaged() -> correction.Correction:
+    """Reuses the moving average, decay 0.8, of the PSFs."""
+
+    def keep(state, psf):
+        return jax.tree.map(lambda old, new: 0.8 * old + 0.2 * new, state, psf)
+
+    return _reuse(_zeros, keep, lambda psf, grads, age: _bounded(psf, grads, BOUND))
+
+
+def decaying() -> correction.Correction:
+    """κ 0.8^(age − 1), with the κ whose mean over 7 steps is that of ``budgeted_sam``."""
+    ages = range(7)
+    bound = BOUND * 7 / sum(0.8**age for age in ages)
+
+    def limit(psf, grads, age):
+        return _bounded(psf, grads, bound * 0.8 ** (age - 1).astype(jnp.float32))
+
+    return _reuse(_zeros, lambda state, psf: psf, limit)
+
+
+def per_layer() -> correction.Correction:
+    """‖PSF‖ <= κ ‖g‖ for each array of parameters."""
+
+    def limit(psf, grads, age):
+        return jax.tree.map(lambda x, g: _bounded(x, g, BOUND), psf, grads)
+
+    return _reuse(_zeros, lambda state, psf: psf, limit)
+
+
+def part_of_batch() -> probes.Probe:
+    """g + the PSF of the first quarter of the mini-batch: half a gradient."""
+
+    def update(grads, state, params, *, rho, example_loss_fn, batch, **extra_args):
+        part = jax.tree.map(lambda x: x[: len(x) // 4], batch)
+
+        def part_grad_fn(params):
+            return jax.grad(lambda params: example_loss_fn(params, part).mean())(params)
+
+        point = jax.tree.map(lambda w, g: w + rho * g / _norm(grads), params, grads)
+        near, far = part_grad_fn(params), part_grad_fn(point)
+        return jax.tree.map(lambda g, a, b: g + b - a, grads, near, far), state
+
+    return probes.Probe(lambda params: (), update)
+
+
+def hessian_vector() -> probes.Probe:
+    """g + ρ H g / ‖g‖, the PSF to first order; forward over reverse costs about two gradients."""
+
+    def update(grads, state, params, *, rho, grad_fn, **extra_args):
+        direction = jax.tree.map(lambda g: rho * g / _norm(grads), grads)
+        _, psf = jax.jvp(grad_fn, (params,), (direction,))
+        return jax.tree.map(jnp.add, grads, psf), state
+
+    return probes.Probe(lambda params: (), update)
+
+
+def _reuse_bound(steps: int | None, bound: float | None) -> Callable[[], correction.Correction]:
+    return lambda: correction.reuse_psf(steps, bound=bound)
+
+
+ABLATIONS = {
+    "when: at random": _variant(when=lambda share, steps, seed: sampling.bernoulli(share, seed)),
+    "when: at random in each 8": _variant(when=stratified),
+    "when: ratio": _variant(when=_signal("ratio")),
+    "when: change of the ratio": _variant(when=ratio_change),
+    "when: gradient norm": _variant(when=_signal("gradient_norm")),
+    "when: distance moved": _variant(when=moved),
+    "when: late": _variant(when=lambda share, steps, seed: sampling.final_phase(steps, share)),
+    "when: early": _variant(when=early),
+    "reuse: none": _variant(reuse=correction.replace),
+    "reuse: 2 steps": _variant(reuse=_reuse_bound(2, BOUND)),
+    "reuse: bound 0.05": _variant(reuse=_reuse_bound(None, 0.05)),
+    "reuse: bound 0.2": _variant(reuse=_reuse_bound(None, 0.2)),
+    "reuse: bound 0.3 at rho/sqrt(share)": _variant(reuse=_reuse_bound(None, 0.3), exponent=-1 / 2),
+    "reuse: no bound": _variant(reuse=_reuse_bound(None, None)),
+    "reuse: average of samples": _variant(reuse=averaged),
+    "reuse: decaying": _variant(reuse=decaying),
+    "reuse: bound per layer": _variant(reuse=per_layer),
+    "radius: rho/sqrt(share)": _variant(exponent=-1 / 2),
+    "second: quarter of the batch": _variant(probe=part_of_batch, price=1 / 2),
+    "second: Hessian-vector product": _variant(probe=hessian_vector, price=2),
+    "second: along the momentum": _variant(probe=probes.momentum),
+}
