@@ -2,18 +2,35 @@
 
 Times whole jitted, donated train steps of a network in interleaved pairs and reports the median of
 the ratios of the pairs, so that noise of the machine that is slower than a step cancels.
+
+The measures, all for one step: "time", a call of its own, the state passed in and out; "scanned",
+within a `lax.scan` over many; "compile"; "memory", arguments, results and temporary buffers.
+
+budgeted_sam takes a second gradient on one step in eight: ideally 1.125 times SGD, 0.5625 times
+SAM. The cost of the cond is "sam" in units of "sam without cond", the same step with the branch
+that samples in place of the `lax.cond`; "sam by policy" decides anew, always for it.
 """
 
 import csv
 import dataclasses
+import functools
 import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
+import optax
 import tyro
+
+import arsam_jax
+from arsam_jax import sampling
+from arsam_jax._xla_cpu import fast_convolutions
+from benchmarks.networks import NETWORKS, NUM_CLASSES
 
 COMPARISONS = (
     # what, in units of, the limit that the project holds itself to
@@ -21,8 +38,15 @@ COMPARISONS = (
     ("arsam reuse step", "sgd", 1.02),
     ("arsam sampled step", "optax.contrib.sam", 1.02),
     ("sam", "optax.contrib.sam", 1.02),
+    ("sam", "sam without cond", None),
+    ("sam by policy", "sam without cond", None),
     ("optax.contrib.sam", "sgd", None),
     ("sgd", "sgd again", None),  # the noise of the method
+)
+SCANNED = (
+    *COMPARISONS,
+    ("budgeted_sam", "sgd", None),
+    ("budgeted_sam", "optax.contrib.sam", None),
 )
 COMPILED = ("arsam sampled step", "optax.contrib.sam", 1.35)
 MEMORY = (
@@ -34,20 +58,32 @@ MEMORY = (
 )
 
 
+PERIOD = 8  # steps to one sample of budgeted_sam
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Options of the benchmark."""
 
-    models: tuple[Literal["cnn", "mlp", "transformer"], ...] = ("cnn", "mlp", "transformer")
+    models: tuple[Literal["cnn", "mlp", "transformer", "resnet18", "vit_s"], ...] = ()
+    """Networks. If none is given: the first three on CPU, all of them on an accelerator."""
     batch_size: int = 128
     pairs: int = 60
-    """Interleaved pairs of steps of each comparison."""
+    """Interleaved pairs of steps of each comparison; 0 leaves them out."""
+    scanned_pairs: int = 15
+    """Interleaved pairs of scans of each comparison; 0 leaves them out."""
+    scanned_steps: int = 16
+    """Steps of a scan, a multiple of 8, which is the period of budgeted_sam."""
     compilations: int = 3
     """Interleaved pairs of compilations; 0 leaves them out."""
     cores: int = 1
-    """Cores to pin this process to; 0 leaves it as it is."""
+    """Cores to pin this process to; 0 leaves it as it is, which suits an accelerator."""
     csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/step_time.csv")
-    """Rows are appended to this file."""
+    """Rows are appended to this file, each as soon as it is measured."""
+
+    def __post_init__(self):
+        if self.scanned_steps < 1 or self.scanned_steps % PERIOD:
+            raise SystemExit(f"--scanned-steps must be a positive multiple of {PERIOD}")
 
 
 class Step(NamedTuple):
@@ -55,21 +91,21 @@ class Step(NamedTuple):
 
     Attributes:
       run: takes one step, in place, and waits for it.
-      compile: compiles it anew; returns the executable.
+      scan: takes the steps of a scan in one call, in place, and waits for them.
+      compile: compiles ``run`` anew; returns the executable.
+      state: returns (params, batch_stats, opt_state).
     """
 
     run: Callable[[], None]
+    scan: Callable[[], None]
     compile: Callable[[], Any]
+    state: Callable[[], Any]
 
 
 def main(options: Options) -> None:
     if options.cores:  # before jax starts its threads
         available = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, available[-options.cores :])
-    import jax
-
-    import arsam_jax
-
     common = {
         "date": time.strftime("%Y-%m-%d"),
         "device": jax.devices()[0].device_kind,
@@ -77,54 +113,46 @@ def main(options: Options) -> None:
         "versions": f"jax {jax.__version__}, arsam_jax {arsam_jax.__version__}",
         "batch_size": options.batch_size,
     }
-    rows = []
-    for model in options.models:
-        steps, params_bytes = make_steps(model, options.batch_size)
+    is_cpu = jax.default_backend() == "cpu"
+    for model in options.models or tuple(NETWORKS)[: 3 if is_cpu else None]:
+        steps, params_bytes = make_steps(model, options.batch_size, options.scanned_steps)
         print(f"\n{model}, batch {options.batch_size}, {options.cores or 'all'} core(s),", end=" ")
         print(f"{common['device']}, {params_bytes / 4:,.0f} parameters")
-        print(f"{'':9}{'what':24}{'in units of':20}{'ratio':>8}{'quartiles':>16}{'limit':>7}")
-        for measurement in measure(steps, params_bytes, options):
-            quartiles = f"{measurement['low_quartile']:.3f}-{measurement['high_quartile']:.3f}"
-            print(
-                f"{measurement['measure']:9}{measurement['step']:24}{measurement['unit']:20}"
-                f"{measurement['ratio']:8.3f}{quartiles:>16}{measurement['limit'] or '':>7}"
-                f"   {measurement['value']}",
-                flush=True,
-            )
-            rows.append(common | {"model": model} | measurement)
-    is_new = not options.csv.exists()
-    with options.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if is_new:
+        print(f"{'':9}{'what':27}{'in units of':19}{'ratio':>8}{'quartiles':>16}{'limit':>7}")
+        for row in measure(steps, params_bytes, options):
+            report(common | {"model": model} | row, options.csv)
+
+
+def report(row: dict[str, Any], path: Path) -> None:
+    """Prints a row and appends it to the CSV file."""
+    quartiles = f"{row['low_quartile']:.3f}-{row['high_quartile']:.3f}"
+    print(
+        f"{row['measure']:9}{row['step']:27}{row['unit']:19}"
+        f"{row['ratio']:8.3f}{quartiles:>16}{row['limit'] or '':>7}   {row['value']}",
+        flush=True,
+    )
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if not file.tell():
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow(row)
 
 
 def measure(steps: dict[str, Step], params_bytes: int, options: Options):
     """Yields the measurements of one model as columns of the CSV file."""
-
-    def columns(kind, name, unit, limit, ratios, value):
-        low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        return {
-            "measure": kind,
-            "step": name,
-            "unit": unit,
-            "ratio": round(median, 4),
-            "low_quartile": round(low, 4),
-            "high_quartile": round(high, 4),
-            "limit": limit,
-            "value": value,
-            "repetitions": len(ratios),
-        }
-
-    for name, unit, limit in COMPARISONS:
-        ratios, seconds = compare(steps[name].run, steps[unit].run, options.pairs, warm_up=3)
-        yield columns("time", name, unit, limit, ratios, f"{1000 * seconds:.3f} ms")
+    runs = {name: step.run for name, step in steps.items()}
+    scans = {name: step.scan for name, step in steps.items()}
+    yield from time_rows("time", COMPARISONS, runs, options.pairs, 1)
+    yield from time_rows("scanned", SCANNED, scans, options.scanned_pairs, options.scanned_steps)
     if options.compilations:
         name, unit, limit = COMPILED
-        ratios, seconds = compare(
-            steps[name].compile, steps[unit].compile, options.compilations, warm_up=0
-        )
+
+        def anew(name):
+            jax.clear_caches()
+            steps[name].compile()
+
+        pair = functools.partial(anew, name), functools.partial(anew, unit)
+        ratios, seconds = compare(*pair, options.compilations, warm_up=0)
         yield columns("compile", name, unit, limit, ratios, f"{seconds:.2f} s")
     unit = needed_bytes(steps["optax.contrib.sam"].compile())
     for name, buffers in MEMORY:
@@ -133,6 +161,30 @@ def measure(steps: dict[str, Step], params_bytes: int, options: Options):
         limit = round(1 + buffers * params_bytes / unit, 4)
         value = f"{peak} bytes, {extra:+.2f} × params"
         yield columns("memory", name, "optax.contrib.sam", limit, [peak / unit], value)
+
+
+def time_rows(kind, comparisons, calls: dict[str, Callable], pairs: int, steps_per_call: int):
+    """Yields the columns of each comparison of calls; nothing where there are no pairs."""
+    for name, unit, limit in comparisons if pairs else ():
+        warm_up = 3 if steps_per_call == 1 else 1
+        ratios, seconds = compare(calls[name], calls[unit], pairs, warm_up)
+        value = f"{1000 * seconds / steps_per_call:.3f} ms"
+        yield columns(kind, name, unit, limit, ratios, value)
+
+
+def columns(kind, name, unit, limit, ratios, value) -> dict[str, Any]:
+    low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {
+        "measure": kind,
+        "step": name,
+        "unit": unit,
+        "ratio": round(median, 4),
+        "low_quartile": round(low, 4),
+        "high_quartile": round(high, 4),
+        "limit": limit,
+        "value": value,
+        "repetitions": len(ratios),
+    }
 
 
 def needed_bytes(compiled) -> int:
@@ -169,47 +221,13 @@ def compare(
     return ratios, statistics.median(times)
 
 
-def make_steps(model: str, batch_size: int) -> tuple[dict[str, Step], int]:
+def make_steps(model: str, batch_size: int, scanned_steps: int) -> tuple[dict[str, Step], int]:
     """The steps to compare by name, and the size of the parameters in bytes."""
-    import flax.linen as nn
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    import arsam_jax
-
-    class MLP(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = x.reshape(len(x), -1)
-            for width in (256, 256):
-                x = nn.relu(nn.Dense(width)(x))
-            return nn.Dense(10)(x)
-
-    class CNN(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            for features, strides in ((16, 1), (32, 2), (32, 2)):
-                x = nn.Conv(features, (3, 3), strides=strides, use_bias=False)(x)
-                x = nn.relu(nn.BatchNorm(use_running_average=False)(x))
-            return nn.Dense(10)(x.mean((1, 2)))
-
-    class Transformer(nn.Module):
-        """One block of width 128 on the 16 patches of 7×7."""
-
-        @nn.compact
-        def __call__(self, x):
-            x = x.reshape(len(x), 4, 7, 4, 7).swapaxes(2, 3).reshape(len(x), 16, 49)
-            x = nn.Dense(128)(x)
-            x = x + nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x))
-            x = x + nn.Dense(128)(nn.gelu(nn.Dense(512)(nn.LayerNorm()(x))))
-            return nn.Dense(10)(x.mean(1))
-
-    network = {"mlp": MLP, "cnn": CNN, "transformer": Transformer}[model]()
+    network, image = NETWORKS[model]
     key = jax.random.key(0)
-    images = jax.random.normal(key, (batch_size, 28, 28, 1))
-    labels = jax.random.randint(key, (batch_size,), 0, 10)
-    variables = network.init(key, images)
+    images = jax.random.normal(key, (batch_size, *image))
+    labels = jax.random.randint(key, (batch_size,), 0, NUM_CLASSES)
+    variables = jax.jit(network.init)(key, images)
 
     def gradient(params, batch_stats):
         def loss_fn(params):
@@ -223,7 +241,8 @@ def make_steps(model: str, batch_size: int) -> tuple[dict[str, Step], int]:
         return grads, batch_stats, loss
 
     def make_step(tx, prepare=lambda opt_state: opt_state):
-        def train_step(params, batch_stats, opt_state):
+        def train_step(state):
+            params, batch_stats, opt_state = state
             grads, new_batch_stats, loss = gradient(params, batch_stats)
             updates, opt_state = tx.update(
                 grads,
@@ -231,21 +250,30 @@ def make_steps(model: str, batch_size: int) -> tuple[dict[str, Step], int]:
                 params,
                 grad_fn=lambda params, *_: gradient(params, batch_stats)[0],
             )
-            return optax.apply_updates(params, updates), new_batch_stats, opt_state, loss
+            return (optax.apply_updates(params, updates), new_batch_stats, opt_state), loss
 
-        jitted = jax.jit(train_step, donate_argnums=(0, 1, 2))
-        params = jax.tree.map(jnp.copy, variables["params"])
-        batch_stats = jax.tree.map(jnp.copy, variables.get("batch_stats", {}))
-        state = [params, batch_stats, prepare(tx.init(params))]
+        def scanned(state):
+            step = fast_convolutions(train_step)
+            return jax.lax.scan(lambda state, _: step(state), state, length=scanned_steps)
 
-        def run():
-            state[0], state[1], state[2], _ = jax.block_until_ready(jitted(*state))
+        def jit(function):
+            return jax.jit(function, donate_argnums=0)
 
-        def compile_anew():
-            jax.clear_caches()
-            return jax.jit(train_step, donate_argnums=(0, 1, 2)).lower(*state).compile()
+        params, batch_stats = jax.tree.map(
+            jnp.copy, (variables["params"], variables.get("batch_stats", {}))
+        )
+        state = params, batch_stats, prepare(tx.init(params))
 
-        return Step(run, compile_anew)
+        def call(function):
+            nonlocal state
+            state, _ = jax.block_until_ready(function(state))
+
+        return Step(
+            run=functools.partial(call, jit(train_step)),
+            scan=functools.partial(call, jit(scanned)),
+            compile=lambda: jit(train_step).lower(state).compile(),
+            state=lambda: state,
+        )
 
     learning_rate, rho = 1e-3, 0.05
     sgd = optax.sgd(learning_rate, momentum=0.9)
@@ -253,6 +281,9 @@ def make_steps(model: str, batch_size: int) -> tuple[dict[str, Step], int]:
     opaque_sam = optax.contrib.sam(
         sgd, optax.chain(optax.contrib.normalize(), optax.sgd(rho)), opaque_mode=True
     )
+    sam = optax.chain(arsam_jax.sam(rho), sgd)
+    by_policy = arsam_jax.sharpness_aware(rho, sampling=sampling.budgeted(1.0))
+    budgeted_sam = arsam_jax.budgeted_sam(rho, share=1 / PERIOD)
 
     def arsam(samples, **kwargs):
         limits = {"initial_samples": samples, "min_samples": samples}
@@ -265,7 +296,10 @@ def make_steps(model: str, batch_size: int) -> tuple[dict[str, Step], int]:
         "sgd": make_step(plain_sgd),
         "sgd again": make_step(plain_sgd),
         "optax.contrib.sam": make_step(opaque_sam),
-        "sam": make_step(optax.chain(arsam_jax.sam(rho), sgd)),
+        "sam": make_step(sam),
+        "sam without cond": make_step(without_cond(sam)),
+        "sam by policy": make_step(optax.chain(by_policy, sgd)),
+        "budgeted_sam": make_step(optax.chain(budgeted_sam, sgd)),
         "arsam sampled step": make_step(arsam(samples=50)),
         "arsam reuse step": make_step(arsam(samples=0, reuse_steps=None), just_sampled),
         "arsam plain step": make_step(arsam(samples=0)),
@@ -273,6 +307,18 @@ def make_steps(model: str, batch_size: int) -> tuple[dict[str, Step], int]:
         "arsam reuse in bfloat16": make_step(arsam(samples=50, reuse_dtype=jnp.bfloat16)),
     }
     return steps, sum(x.nbytes for x in jax.tree.leaves(variables["params"]))
+
+
+def without_cond(tx):
+    """The same, with the branch that samples in place of the link's `lax.cond`."""
+
+    def update_fn(*args, **kwargs):
+        with mock.patch.object(
+            jax.lax, "cond", lambda _, sampled, stale, *operands: sampled(*operands)
+        ):
+            return tx.update(*args, **kwargs)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update_fn)
 
 
 if __name__ == "__main__":

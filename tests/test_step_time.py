@@ -1,0 +1,81 @@
+"""The benchmark of a step: its steps do what they are called, each comparison has a row."""
+
+import csv
+import types
+from pathlib import Path
+
+import jax
+import pytest
+
+import arsam_jax
+from benchmarks import step_time
+from benchmarks.step_time import COMPARISONS, COMPILED, MEMORY, SCANNED, Options, Step
+
+STEPS = 8
+SAMPLED = {  # of these steps
+    "sgd": None,
+    "sgd again": None,
+    "optax.contrib.sam": None,
+    "sam": STEPS,
+    "sam without cond": STEPS,
+    "sam by policy": STEPS,
+    "budgeted_sam": 1,
+    "arsam sampled step": STEPS,
+    "arsam reuse step": 0,
+    "arsam plain step": 0,
+    "arsam without reuse": STEPS,
+    "arsam reuse in bfloat16": STEPS,
+}
+
+
+@pytest.fixture(scope="module")
+def steps():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        steps, _ = step_time.make_steps("mlp", 2, STEPS)
+        assert set(steps) == set(SAMPLED)
+        yield steps
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_scan_samples_the_steps_that_the_name_says(steps, name):
+    sampled, step = SAMPLED[name], steps[name]
+    if sampled is None:
+        step.scan()
+        return
+    before = arsam_jax.get_state(step.state()[2])
+    assert (int(before.age) == 0) == (name == "arsam reuse step")
+    step.scan()
+    after = arsam_jax.get_state(step.state()[2])
+    assert int(after.step) == STEPS
+    assert int(after.metrics.num_sampled) == sampled
+
+
+@pytest.mark.parametrize(("name", "has_cond"), [("sam", True), ("sam without cond", False)])
+def test_which_step_has_a_cond(steps, name, has_cond):
+    assert ("conditional(" in steps[name].compile().as_text()) == has_cond
+
+
+def test_a_row_for_each_comparison(tmp_path, monkeypatch):
+    sizes = ("argument", "output", "alias", "temp")
+    memory = types.SimpleNamespace(**{f"{name}_size_in_bytes": 8 for name in sizes})
+    executable = types.SimpleNamespace(memory_analysis=lambda: memory)
+    step = Step(lambda: None, lambda: None, lambda: executable, lambda: ())
+    monkeypatch.setattr(step_time, "make_steps", lambda *_: (dict.fromkeys(SAMPLED, step), 4))
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    path = tmp_path / "rows.csv"
+    step_time.main(Options(models=("mlp",), cores=0, csv=path))
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["measure"], row["step"], row["unit"]) for row in rows] == [
+        *(("time", *names[:2]) for names in COMPARISONS),
+        *(("scanned", *names[:2]) for names in SCANNED),
+        ("compile", *COMPILED[:2]),
+        *(("memory", name, "optax.contrib.sam") for name, _ in MEMORY),
+    ]
+    with Path(step_time.__file__).with_suffix(".csv").open() as file:
+        assert list(rows[0]) == csv.DictReader(file).fieldnames
+
+
+def test_a_scan_is_whole_periods():
+    with pytest.raises(SystemExit, match="multiple of 8"):
+        Options(scanned_steps=20)
