@@ -4,7 +4,8 @@ Times whole jitted, donated train steps of a network in interleaved pairs and re
 the ratios of the pairs, so that noise of the machine that is slower than a step cancels.
 
 The measures, all for one step: "time", a call of its own, the state passed in and out; "scanned",
-within a `lax.scan` over many; "compile"; "memory", arguments, results and temporary buffers.
+within a `lax.scan` over many; "compile"; "memory", arguments, results and temporary buffers;
+"peers", PyTorch's SAM and LookSAM against its own SGD, on the CPU.
 
 budgeted_sam takes a second gradient on one step in eight: ideally 1.125 times SGD, 0.5625 times
 SAM. The cost of the cond is "sam" in units of "sam without cond", the same step with the branch
@@ -71,11 +72,13 @@ class Options:
     pairs: int = 60
     """Interleaved pairs of steps of each comparison; 0 leaves them out."""
     scanned_pairs: int = 15
-    """Interleaved pairs of scans of each comparison; 0 leaves them out."""
+    """Interleaved pairs of scans of each comparison, of 8 steps for peers; 0 leaves them out."""
     scanned_steps: int = 16
     """Steps of a scan, a multiple of 8, which is the period of budgeted_sam."""
     compilations: int = 3
     """Interleaved pairs of compilations; 0 leaves them out."""
+    peers: bool = False
+    """Also the peers in PyTorch, on the first three networks; `make .venv/peers` installs them."""
     cores: int = 1
     """Cores to pin this process to; 0 leaves it as it is, which suits an accelerator."""
     csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/step_time.csv")
@@ -106,6 +109,7 @@ def main(options: Options) -> None:
     if options.cores:  # before jax starts its threads
         available = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, available[-options.cores :])
+    peers = import_peers() if options.peers else None
     common = {
         "date": time.strftime("%Y-%m-%d"),
         "device": jax.devices()[0].device_kind,
@@ -121,6 +125,20 @@ def main(options: Options) -> None:
         print(f"{'':9}{'what':27}{'in units of':19}{'ratio':>8}{'quartiles':>16}{'limit':>7}")
         for row in measure(steps, params_bytes, options):
             report(common | {"model": model} | row, options.csv)
+        if peers and model in peers.TWINS:
+            others = {"device": "cpu", "versions": peers.VERSIONS, "model": model}
+            calls = peers.make_steps(model, options.batch_size)
+            pairs = options.scanned_pairs
+            for row in time_rows("peers", peers.COMPARISONS, calls, pairs, peers.PERIOD):
+                report(common | others | row, options.csv)
+
+
+def import_peers():
+    try:
+        from benchmarks import torch_steps
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"--peers: {error}. `make .venv/peers` installs what it needs.") from None
+    return torch_steps
 
 
 def report(row: dict[str, Any], path: Path) -> None:
