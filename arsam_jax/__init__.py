@@ -1,6 +1,6 @@
 """Sharpness-aware training for JAX: ARSAM and its family as optax transformations."""
 
-from arsam_jax import ascent, correction, measure, probe, sampling, sparse, trajectory
+from arsam_jax import ascent, correction, measure, parallel, probe, sampling, sparse, trajectory
 from arsam_jax.alias import (
     ae_sam,
     arsam,
@@ -52,6 +52,7 @@ __all__ = [
     "measure",
     "momentum_sam",
     "multi_step_sam",
+    "parallel",
     "probe",
     "rw_sam",
     "sam",

@@ -1,5 +1,6 @@
 """Pytree arithmetic that is safe in every dtype: at least float32, no division by zero."""
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -84,15 +85,10 @@ def local_to(axis_name: Any, tree: Any) -> Any:
     Inside ``jax.shard_map`` the gradient with respect to a replicated value is summed over the
     devices by default. Elsewhere this does nothing.
     """
-    if axis_name is None:
-        return tree
-    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    axes = _axes(axis_name)
 
     def vary(x):
-        aval = jax.typeof(x)
-        manual = getattr(aval, "manual_axis_type", None)
-        varying = getattr(aval, "vma", frozenset()) if manual is None else manual.varying
-        missing = tuple(axis for axis in axes if axis not in varying)
+        missing = tuple(axis for axis in axes if axis not in varying_axes(x))
         if not missing:
             return x
         if hasattr(jax.lax, "pcast"):
@@ -100,6 +96,59 @@ def local_to(axis_name: Any, tree: Any) -> Any:
         return jax.lax.pvary(x, missing)  # pyright: ignore  # of older versions
 
     return jax.tree.map(vary, tree)
+
+
+def varying_axes(x: Any) -> frozenset:
+    """The mapped axes over which ``shard_map`` knows ``x`` to vary.
+
+    None are known in ``pmap``, nor in ``shard_map(check_vma=False)``.
+    """
+    aval = jax.typeof(x)
+    manual = getattr(aval, "manual_axis_type", None)
+    return getattr(aval, "vma", frozenset()) if manual is None else manual.varying
+
+
+def not_varying(axis_name: Any, x: Any) -> tuple:
+    """Those of the mapped axes over which ``x`` is known to be the same."""
+    unknown = (*varying_axes(x), *unseen_axes(axis_name))
+    return tuple(axis for axis in _axes(axis_name) if axis not in unknown)
+
+
+def unseen_axes(axis_name: Any) -> tuple:
+    """Those of the mapped axes along which JAX does not keep track of what varies."""
+    axes = _axes(axis_name)
+    return tuple(axis for axis in axes if not varying_axes(jax.lax.axis_index(axis)))
+
+
+def _axes(axis_name: Any) -> tuple:
+    return () if axis_name is None else axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def replicated(tree: Any) -> Any:
+    """``tree`` with each leaf whole on every device, where a mesh has explicit axes."""
+    if not _is_explicit(tree):
+        return tree
+    spec = jax.sharding.PartitionSpec()
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, spec), tree)
+
+
+def automatic(fn: Callable[..., Any], *args: Any, like: Any) -> Any:
+    """``fn(*args)`` with results sharded as ``like``, all shardings inside left to the compiler.
+
+    For operations that refuse some shardings where a mesh has explicit axes.
+    """
+    if not _is_explicit((args, like)):
+        return fn(*args)
+    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+    return jax.sharding.auto_axes(fn, out_sharding=shardings)(*args)
+
+
+def _is_explicit(tree: Any) -> bool:
+    kinds = getattr(jax.sharding, "AxisType", None)
+    return kinds is not None and any(
+        kinds.Explicit in (jax.typeof(x).sharding.mesh.axis_types or ())
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def reject(a: Any, b: Any) -> Any:

@@ -150,7 +150,9 @@ def sharpness_aware(
         elif is_unread:
             sampled = True
         else:
-            sampled = wanted & is_finite & jnp.greater(rho_t, 0)
+            sampled = _uniform(
+                wanted & is_finite & jnp.greater(rho_t, 0), extra_args.get("axis_name")
+            )
 
         def unless_unread(measured):
             return jnp.zeros([], jnp.float32) if is_unread else _float32(measured)
@@ -270,6 +272,28 @@ _METRIC_DTYPES = dict.fromkeys(Metrics._fields, jnp.float32) | {
 
 def _float32(x):
     return x.astype(jnp.float32)
+
+
+def _uniform(sampled, axis_name):
+    """The decision, the same on every device: a different one would hang in the first collective.
+
+    What ``shard_map`` can see to vary is an error. In ``pmap``, and in ``shard_map`` without
+    ``check_vma``, nothing can be seen: there all sample if one wants to, given ``axis_name``.
+    """
+    varying = _tree.varying_axes(sampled)
+    if varying:
+        raise ValueError(
+            "The decision to take a second gradient varies over the mapped axis"
+            f" {', '.join(map(repr, sorted(varying)))}, so the devices would wait for each other"
+            " forever. Average the gradients over the axis before the update and in grad_fn"
+            " (arsam_jax.parallel.value_and_grad does both right), and keep the optimizer state"
+            " replicated: the same seed on every device, in_specs and out_specs P(). Parameters"
+            " that are sharded inside shard_map are not supported; shard them with jit and"
+            " NamedSharding."
+        )
+    for axis in _tree.unseen_axes(axis_name):
+        sampled = jax.lax.pmax(sampled, axis)
+    return sampled
 
 
 def _watch(norm_mask, params):

@@ -126,10 +126,10 @@ def microbatched(
             raise ValueError(
                 f"num_microbatches must divide the batch size {size}, got {num_microbatches}."
             )
-        if axis_name is not None and any(x.ndim > 1 for x in jax.tree.leaves(state)):
+        if axis_name is not None and any(x.dtype != jnp.uint32 for x in jax.tree.leaves(state)):
             raise ValueError(
-                "microbatched with axis_name needs an ascent without state: the devices see"
-                " different micro-batches, and their states would drift apart."
+                "microbatched with axis_name needs an ascent without state (but for keys): the"
+                " devices see different micro-batches, and their states would drift apart."
             )
         params = _tree.local_to(axis_name, _tree.widen(params))
         parts = jax.tree.map(
@@ -289,9 +289,9 @@ def selective(
         point = _tree.add(params, _tree.scale(rho, direction))
         if gamma == 1:
             return grad_fn(point), state
-        rise = loss_fn(point, batch) - loss_fn(params, batch)
+        rise = _tree.replicated(loss_fn(point, batch) - loss_fn(params, batch))
         _, chosen = jax.lax.top_k(rise, max(1, round(gamma * size)))
-        selected = jax.tree.map(lambda x: jnp.asarray(x)[chosen], batch)
+        selected = jax.tree.map(lambda x: _tree.replicated(jnp.asarray(x))[chosen], batch)
         perturbed_grads = jax.grad(lambda params: loss_fn(params, selected).mean())(
             _tree.local_to(axis_name, point)
         )

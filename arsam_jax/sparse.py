@@ -10,6 +10,7 @@ References:
   Optimizer (DOI 10.1109/TPAMI.2025.3581310).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -74,7 +75,7 @@ def fisher_mask(
             raise ValueError(
                 f"num_examples must be at most the batch size {size}, got {num_examples}."
             )
-        examples = jax.tree.map(lambda x: x[:count, None], batch)
+        examples = jax.tree.map(lambda x: x[:count, None], _tree.replicated(batch))
 
         def add_square(total, example):
             grads = _tree.widen(jax.grad(lambda p: loss_fn(p, example).mean())(params))
@@ -123,6 +124,9 @@ def dynamic_mask(
 
     def refresh(mask, key, grads, params, step, example_loss_fn, batch, axis_name):
         del example_loss_fn, batch, axis_name
+        return _tree.automatic(rewire, mask, key, grads, params, step, like=mask)
+
+    def rewire(mask, key, grads, params, step):
         live = _ravel(mask).astype(bool)
         if drop_by == "random":
             drop_scores = jax.random.uniform(_random.step_key(key, step), live.shape)
@@ -140,9 +144,10 @@ def dynamic_mask(
         return _unravel(kept | grown, mask)
 
     def first_mask(params, key):
-        flat = _ravel(params)
-        scores = jax.random.uniform(_random.step_key(key, jnp.int32(-1)), flat.shape)
-        return _unravel(_rank(scores) < _num_live(flat.size, sparsity), params)
+        size = sum(x.size for x in jax.tree.leaves(params))
+        scores = jax.random.uniform(_random.step_key(key, jnp.int32(-1)), [size])
+        kept = _rank(scores) < _num_live(size, sparsity)
+        return _tree.automatic(functools.partial(_unravel, like=params), kept, like=params)
 
     return _sparse_mask(
         sparsity, "unstructured", refresh_every, seed, first_mask, refresh, first_due=refresh_every
@@ -156,8 +161,12 @@ def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured"
     """
     _check_pattern(pattern)
     if pattern == "unstructured":
-        flat = _ravel(scores)
-        return _unravel(_rank(flat) < _num_live(flat.size, sparsity), scores)
+
+        def keep(scores):
+            flat = _ravel(scores)
+            return _unravel(_rank(flat) < _num_live(flat.size, sparsity), scores)
+
+        return _tree.automatic(keep, scores, like=scores)
     if pattern == "structured":
         leaves, treedef = jax.tree.flatten(scores)
         if not leaves:
@@ -180,7 +189,7 @@ def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured"
         rest = jnp.ones(x.size - whole, bool)
         return jnp.concatenate([(ranks < n).reshape(-1), rest]).reshape(x.shape)
 
-    return jax.tree.map(keep_n_of_m, scores)
+    return jax.tree.map(lambda x: _tree.automatic(keep_n_of_m, x, like=x), scores)
 
 
 def density(mask: Any, params: Any) -> jax.Array:

@@ -10,8 +10,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import arsam_jax
 from tests.methods import METHODS
@@ -94,68 +92,6 @@ def test_vmap_over_models_equals_each_alone(name):
     together = train(tx, 12, params, opt_state=opt_state, step=step)
     alone = stack(*(train_jitted(name, 12, params=model) for model in models))
     chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-5)
-
-
-def test_pmap_on_eight_devices_equals_one(name):
-    tx = make_tx(name)
-    step = jax.pmap(make_step(tx, axis_name="batch"), axis_name="batch")
-    replicate = functools.partial(jax.tree.map, lambda x: jnp.stack([x] * 8))
-    params, opt_state = replicate(make_params()), replicate(tx.init(make_params()))
-    for i in range(12):
-        shards = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), make_batch(i))
-        params, opt_state = step(params, opt_state, shards)
-    first = jax.tree.map(lambda x: x[0], (params, opt_state))
-    for device in range(1, 8):  # replicas stay replicas, decisions included
-        assert_bits_equal(jax.tree.map(lambda x, d=device: x[d], (params, opt_state)), first)
-    if not METHODS[name].is_local:
-        chex.assert_trees_all_close(first, train_jitted(name, 12), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="needs jax.shard_map")
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_shard_map_on_eight_devices_equals_pmap(name, check_vma):
-    tx = make_tx(name)
-    mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
-
-    def step(params, opt_state, batch):
-        def grad_fn(params):
-            if check_vma:  # the gradient with respect to replicated parameters is a sum
-                return jax.grad(lambda p: jax.lax.pmean(loss_fn(p, batch), "batch"))(params)
-            return jax.lax.pmean(jax.grad(loss_fn)(params, batch), "batch")
-
-        extra = {"example_loss_fn": example_loss_fn, "batch": batch, "axis_name": "batch"}
-        updates, opt_state = tx.update(grad_fn(params), opt_state, params, grad_fn=grad_fn, **extra)
-        return optax.apply_updates(params, updates), opt_state
-
-    sharded = jax.jit(
-        jax.shard_map(
-            step, mesh=mesh, in_specs=(P(), P(), P("batch")), out_specs=P(), check_vma=check_vma
-        )
-    )
-    params, _ = train(tx, 8, step=sharded)
-
-    pmapped = jax.pmap(make_step(tx, axis_name="batch"), axis_name="batch")
-    expected, opt_state = jax.tree.map(
-        lambda x: jnp.stack([x] * 8), (make_params(), tx.init(make_params()))
-    )
-    for i in range(8):
-        shards = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), make_batch(i))
-        expected, opt_state = pmapped(expected, opt_state, shards)
-    chex.assert_trees_all_close(
-        params, jax.tree.map(lambda x: x[0], expected), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_named_sharding_on_eight_devices_equals_one(name):
-    tx = make_tx(name)
-    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
-    params = jax.device_put(make_params(), NamedSharding(mesh, P()))
-    opt_state = tx.init(params)
-    step = jax.jit(make_step(tx), donate_argnums=(0, 1))
-    for i in range(12):
-        batch = jax.device_put(make_batch(i), NamedSharding(mesh, P("data")))
-        params, opt_state = step(params, opt_state, batch)
-    chex.assert_trees_all_close((params, opt_state), train_jitted(name, 12), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

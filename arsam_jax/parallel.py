@@ -1,0 +1,107 @@
+"""For many devices: gradients averaged over a mapped axis, and a check before the first step.
+
+Under ``jit`` with sharded arrays the former is not needed: there, a mean over the batch is one over
+all devices.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from arsam_jax import _tree
+from arsam_jax.core import get_state
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any], axis_name: Any, *, has_aux: bool = False
+) -> Callable[..., Any]:
+    r"""``jax.value_and_grad`` of the mean loss over devices, :math:`\frac1N \sum_i L_i(w)`.
+
+    Written by hand, this goes wrong without a sign of it: inside ``jax.shard_map`` with its default
+    ``check_vma=True`` the gradient with respect to replicated parameters is already a sum over the
+    devices, so ``pmean(grad(loss))`` is N times too large; ``grad(pmean(loss))`` is right there and
+    wrong in ``pmap``. This is right in ``pmap`` and in ``shard_map`` of either kind.
+
+    Args:
+      loss_fn: ``(params, *args) -> loss``, the mean over the examples of its own device; with
+        ``has_aux``, ``(loss, aux)``.
+      axis_name: of ``pmap`` or ``shard_map``, or a tuple of names.
+      has_aux: whether ``loss_fn`` also returns something else. It is left as it is: average the
+        statistics of BatchNorm in ``loss_fn``.
+
+    Returns:
+      ``(params, *args) -> (loss, grads)``, or ``((loss, aux), grads)``; loss and grads are averaged
+      over the axis. One all-reduce of gradients.
+
+    Raises:
+      ValueError: if the loss is already the same on every device, as far as this can be seen
+        (``check_vma=True``): its gradient would be N times too small.
+    """
+
+    @functools.wraps(loss_fn)
+    def local_loss(params, *args):
+        result = loss_fn(params, *args)
+        loss = result[0] if has_aux else result
+        missing = _tree.not_varying(axis_name, loss)
+        if missing:
+            raise ValueError(
+                f"The loss does not vary over the mapped axis {missing}: give value_and_grad the"
+                " loss of the device's own examples, without a mean over devices."
+            )
+        return result
+
+    def averaged(params, *args):
+        params = _tree.local_to(axis_name, params)
+        result, grads = jax.value_and_grad(local_loss, has_aux=has_aux)(params, *args)
+        grads = _tree.mean_over(axis_name, grads)
+        if has_aux:
+            loss, aux = result
+            return (_tree.mean_over(axis_name, loss), aux), grads
+        return _tree.mean_over(axis_name, result), grads
+
+    return averaged
+
+
+def grad(loss_fn: Callable[..., Any], axis_name: Any, *, has_aux: bool = False) -> Callable:
+    """``value_and_grad`` without the loss: ``grads``, or ``(grads, aux)``, as ``jax.grad``."""
+
+    def averaged(params, *args):
+        result, grads = value_and_grad(loss_fn, axis_name, has_aux=has_aux)(params, *args)
+        return (grads, result[1]) if has_aux else grads
+
+    return averaged
+
+
+def check_same_everywhere(opt_state: Any) -> None:
+    """Checks that all devices and processes would decide alike; call it before the first step.
+
+    A process that was resumed from another step, or a key of its own for each device, makes the
+    devices take different branches: their collectives then pair up wrongly, or wait forever.
+    Compares the step, the sampling state and the age of the sample: some scalars, one small
+    collective with several processes.
+
+    Args:
+      opt_state: of the whole chain, on devices.
+
+    Raises:
+      ValueError: on every process, naming what differs and its values.
+    """
+    state = get_state(opt_state)
+    decisive = {"step": state.step, "age": state.age, "sampling": state.sampling}
+    for path, x in jax.tree_util.tree_leaves_with_path(decisive):
+        local = [np.asarray(shard.data) for shard in x.addressable_shards]
+        # What pmap keeps for each device lies along the first axis.
+        copies = np.stack(local) if x.is_fully_replicated else np.concatenate(local)
+        ends = np.unique(copies, axis=0)[[0, -1]]  # of one shape, however many devices there are
+        every = np.asarray(multihost_utils.process_allgather(ends)).reshape(-1, *ends.shape[1:])
+        values = np.unique(every, axis=0)
+        if len(values) > 1:
+            raise ValueError(
+                f"The optimizer state{jax.tree_util.keystr(path)} differs between devices or"
+                f" processes: {', '.join(map(str, values))}. Restore all of them from the same"
+                " checkpoint, and give all the same seed."
+            )

@@ -1,0 +1,486 @@
+"""Every method on four devices, in every regime, equals one device; decisions cannot differ."""
+
+import functools
+import os
+import socket
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import arsam_jax
+from arsam_jax import parallel, sampling
+from tests.methods import METHODS
+
+STEPS, DEVICES, BATCH, INPUTS, HIDDEN = 200, 4, 16, 8, 16
+REGIMES = ("pmap", "shard_map", "jit sharded", "explicit sharded")
+MORE_REGIMES = ("shard_map unchecked", "jit", "explicit")  # for methods that differ in them
+CASES = [(name, regime) for name in METHODS for regime in REGIMES] + [
+    (name, regime)
+    for name in ("arsam", "esam", "m_sam", "sparse_sam_fisher")
+    for regime in MORE_REGIMES
+]
+
+
+@pytest.fixture(autouse=True)
+def double(x64):
+    """Differences of rounding stay small over 200 steps in float64."""
+
+
+def make_params():
+    rng = np.random.default_rng(0)
+    return {
+        "first": jnp.asarray(rng.normal(size=(INPUTS, HIDDEN)) / 3),
+        "scale": jnp.ones(HIDDEN),
+        "shift": jnp.zeros(HIDDEN),
+        "last": jnp.asarray(rng.normal(size=(HIDDEN,)) / 4),
+    }
+
+
+def make_batches():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(STEPS, BATCH, INPUTS))
+    y = np.sin(x.sum(-1)) + 0.1 * rng.normal(size=(STEPS, BATCH))
+    return jnp.asarray(x), jnp.asarray(y)
+
+
+def forward(params, x, mean, variance, keep):
+    """A layer with BatchNorm and dropout, and one number for each example."""
+
+    def wide(row):
+        return jnp.broadcast_to(row, hidden.shape)
+
+    hidden = x @ params["first"]
+    hidden = (hidden - wide(mean)) / jnp.sqrt(wide(variance) + 1e-3)
+    hidden = jnp.tanh(hidden * wide(params["scale"]) + wide(params["shift"]))
+    return (hidden * keep.astype(hidden.dtype) / 0.8) @ params["last"]
+
+
+def make_step(tx, axis_name=None, gathered=lambda params: params):
+    """``(carry, batch) -> (carry, sampled)`` on the whole batch, or a device's part of it."""
+
+    def mean(x):
+        return x if axis_name is None else jax.lax.pmean(x, axis_name)
+
+    def loss_fn(params, statistics, batch, key):
+        params, (x, y) = gathered(params), batch
+        hidden = x @ params["first"]
+        batch_mean = mean(hidden.mean(0))
+        variance = mean(jnp.square(hidden).mean(0)) - jnp.square(batch_mean)
+        keep = jax.random.bernoulli(key, 0.8, (BATCH, HIDDEN))
+        if axis_name is not None:  # of the whole batch, on each device its own rows
+            keep = jax.lax.dynamic_slice_in_dim(
+                keep, jax.lax.axis_index(axis_name) * len(x), len(x)
+            )
+        error = forward(params, x, batch_mean, variance, keep) - y
+        moved = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, statistics, (batch_mean, variance))
+        return jnp.square(error).mean(), moved
+
+    def example_loss_fn(params, batch, statistics):
+        params, (x, y) = gathered(params), batch
+        keep = jnp.ones((len(x), HIDDEN), bool)
+        return jnp.square(forward(params, x, *statistics, keep) - y)
+
+    if axis_name is None:
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    else:
+        value_and_grad = parallel.value_and_grad(loss_fn, axis_name, has_aux=True)
+
+    def step(carry, batch):
+        params, statistics, opt_state = carry
+        key = jax.random.fold_in(jax.random.key(0), arsam_jax.get_state(opt_state).step)
+        (_, moved), grads = value_and_grad(params, statistics, batch, key)
+        updates, opt_state = tx.update(
+            grads,
+            opt_state,
+            params,
+            grad_fn=lambda params: value_and_grad(params, statistics, batch, key)[1],
+            example_loss_fn=functools.partial(example_loss_fn, statistics=statistics),
+            batch=batch,
+            axis_name=axis_name,
+        )
+        carry = optax.apply_updates(params, updates), moved, opt_state
+        return carry, arsam_jax.get_metrics(opt_state).sampled
+
+    return step
+
+
+def scanned(step):
+    return lambda carry, batches: jax.lax.scan(step, carry, batches)
+
+
+def make_tx(name):
+    return optax.chain(METHODS[name].make(), optax.sgd(0.05, momentum=0.9))
+
+
+def start(tx, params):
+    return params, (jnp.zeros(HIDDEN), jnp.ones(HIDDEN)), tx.init(params)
+
+
+@functools.cache
+def on_one_device(name):
+    tx = make_tx(name)
+    return jax.jit(scanned(make_step(tx)))(start(tx, make_params()), make_batches())
+
+
+@functools.cache
+def on_devices(name, regime):
+    tx, devices = make_tx(name), jax.devices()[:DEVICES]
+    if regime == "pmap":
+        carry = jax.tree.map(lambda x: jnp.stack([x] * DEVICES), start(tx, make_params()))
+        parts = jax.tree.map(
+            lambda x: x.reshape(STEPS, DEVICES, -1, *x.shape[2:]).swapaxes(0, 1), make_batches()
+        )
+        result = jax.pmap(scanned(make_step(tx, "batch")), "batch", devices=devices)(carry, parts)
+        first = jax.tree.map(lambda x: x[0], result)
+        for device in range(1, DEVICES):  # replicas stay replicas, bit for bit
+            chex.assert_trees_all_equal(jax.tree.map(lambda x, d=device: x[d], result), first)
+        return first
+    if regime.startswith("shard_map"):
+        mesh = jax.sharding.Mesh(devices, ("batch",))
+        mapped = jax.shard_map(
+            scanned(make_step(tx, "batch")),
+            mesh=mesh,
+            in_specs=(P(), P(None, "batch")),
+            out_specs=P(),
+            check_vma=regime == "shard_map",
+        )
+        return jax.jit(mapped)(start(tx, make_params()), make_batches())
+
+    kind = jax.sharding.AxisType.Explicit if "explicit" in regime else jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(kind,), devices=devices)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, P("batch") if "sharded" in regime else P())
+        params = jax.device_put(make_params(), sharding)
+        batches = jax.device_put(make_batches(), NamedSharding(mesh, P(None, "batch")))
+
+        def gathered(params):
+            return jax.sharding.reshard(params, P()) if "explicit" in regime else params
+
+        step = jax.jit(scanned(make_step(tx, gathered=gathered)), donate_argnums=0)
+        (params, *rest), sampled = step(start(tx, params), batches)
+        # A buffer shaped like the parameters is where they are.
+        for tree in (params, getattr(arsam_jax.get_state(rest[1]).correction, "psf", params)):
+            assert all(sharding.is_equivalent_to(x.sharding, x.ndim) for x in tree.values())
+        return (params, *rest), sampled
+
+
+@pytest.mark.parametrize(("name", "regime"), CASES)
+def test_devices_equal_one_over_200_steps(name, regime):
+    carry, sampled = jax.device_get(on_devices(name, regime))
+    if METHODS[name].is_local and not regime.startswith(("jit", "explicit")):
+        expected = on_devices(name, "pmap")  # by definition not that of one device
+    else:
+        expected = on_one_device(name)
+    expected_carry, expected_sampled = jax.device_get(expected)
+    np.testing.assert_array_equal(sampled, expected_sampled)
+    assert sampled.any()
+    chex.assert_trees_all_close(carry, expected_carry, rtol=1e-6, atol=1e-7)
+
+
+def unit_loss(w, x):
+    return jnp.square(x @ w).mean()
+
+
+def mapped_over(devices, function, in_specs, out_specs=None, check_vma=True):
+    mesh = jax.sharding.Mesh(devices, ("batch",))
+    return jax.jit(
+        jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=in_specs,
+            out_specs=P() if out_specs is None else out_specs,
+            check_vma=check_vma,
+        )
+    )
+
+
+@pytest.mark.parametrize("has_aux", [False, True])
+@pytest.mark.parametrize("regime", ["pmap", "shard_map", "shard_map unchecked"])
+def test_value_and_grad_is_that_of_the_whole_batch(regime, has_aux):
+    rng = np.random.default_rng(0)
+    w, x = jnp.asarray(rng.normal(size=3)), jnp.asarray(rng.normal(size=(8, 3)))
+
+    def loss_fn(w, x):
+        return (unit_loss(w, x), jax.lax.pmean(x.sum(), "batch")) if has_aux else unit_loss(w, x)
+
+    function = parallel.value_and_grad(loss_fn, "batch", has_aux=has_aux)
+    grads_only = parallel.grad(loss_fn, "batch", has_aux=has_aux)
+
+    def both(w, x):
+        return function(w, x), grads_only(w, x)
+
+    if regime == "pmap":
+        pmapped = jax.pmap(both, "batch", in_axes=(None, 0), devices=jax.devices()[:4])
+        result = jax.tree.map(lambda x: x[0], pmapped(w, x.reshape(4, 2, 3)))
+    else:
+        checked = regime == "shard_map"
+        specs = (P(), P("batch"))
+        result = mapped_over(jax.devices()[:4], both, specs, check_vma=checked)(w, x)
+    (value, grads), only = result
+    value, aux = value if has_aux else (value, None)
+    only, other_aux = only if has_aux else (only, None)
+    expected_value, expected_grads = jax.value_and_grad(unit_loss)(w, x)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-12)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-12)
+    np.testing.assert_array_equal(only, grads)
+    if has_aux:
+        np.testing.assert_allclose([aux, other_aux], float(x.sum()) / 4, rtol=1e-12)
+
+
+def test_a_loss_that_is_averaged_already_is_refused():
+    function = parallel.grad(lambda w, x: jax.lax.pmean(unit_loss(w, x), "batch"), "batch")
+    with pytest.raises(ValueError, match="without a mean over devices"):
+        mapped_over(jax.devices()[:4], function, (P(), P("batch")))(jnp.ones(3), jnp.ones((8, 3)))
+
+
+@pytest.mark.parametrize("cause", ["gradients", "keys"])
+def test_a_decision_that_varies_is_an_error_at_trace_time(cause):
+    """Of the two causes of a hang, as far as shard_map can see."""
+    tx = arsam_jax.arsam(0.1, 0.4)
+
+    def step(w, state, x):
+        if cause == "keys":
+            key = state.sampling.key.reshape(2)
+            state = state._replace(sampling=state.sampling._replace(key=key))
+            grad_fn = parallel.grad(lambda w: unit_loss(w, x), "batch")
+        else:  # those of the device's own examples
+
+            def grad_fn(w):
+                return jax.grad(unit_loss)(jax.lax.pcast(w, ("batch",), to="varying"), x)
+
+        return tx.update(grad_fn(w), state, w, grad_fn=grad_fn)[0]
+
+    state, specs = tx.init(jnp.ones(3)), P()
+    if cause == "keys":
+        keys = jnp.stack([jnp.arange(2, dtype=jnp.uint32) + i for i in range(4)])
+        state = state._replace(sampling=state.sampling._replace(key=keys))
+        specs = jax.tree.map(lambda _: P(), state)
+        specs = specs._replace(sampling=specs.sampling._replace(key=P("batch")))
+    with pytest.raises(ValueError, match=r"varies over the mapped axis 'batch'.*Average the grad"):
+        mapped_over(jax.devices()[:4], step, (P(), specs, P("batch")), P("batch"))(
+            jnp.ones(3), state, jnp.ones((8, 3))
+        )
+
+
+def count_gradient_all_reduces(hlo: str) -> int:
+    """All-reduces of something as large as the parameters, a (40, 30) matrix."""
+    results = [line.split(" all-reduce(")[0] for line in hlo.splitlines() if " all-reduce(" in line]
+    return sum("[40,30]" in result or "[30,40]" in result for result in results)
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        (arsam_jax.sharpness_aware(0.1, sampling=sampling.never()), 1),
+        (arsam_jax.sam(0.1), 2),
+        (arsam_jax.arsam(0.1, 0.4), 2),  # one of them in the branch of the sampled step
+        (arsam_jax.budgeted_sam(0.1), 2),
+    ],
+    ids=["unsampled", "sam", "arsam", "budgeted_sam"],
+)
+def test_gradient_all_reduces_with_named_sharding(link, expected):
+    mesh = jax.sharding.Mesh(jax.devices()[:4], ("batch",))
+    w = jax.device_put(jnp.ones((40, 30)), NamedSharding(mesh, P()))
+    x = jax.device_put(jnp.ones((8, 40)), NamedSharding(mesh, P("batch")))
+
+    def step(w, state, x):
+        grad_fn = jax.grad(lambda w: unit_loss(w, x))
+        updates, state = link.update(grad_fn(w), state, w, grad_fn=grad_fn)
+        return optax.apply_updates(w, updates), state
+
+    state = link.init(w)
+    hlo = jax.jit(step).lower(w, state, x).compile().as_text()
+    assert count_gradient_all_reduces(hlo) == expected
+    outside_of_branches = hlo.split("\nENTRY ")[1]
+    assert count_gradient_all_reduces(outside_of_branches) == 1
+
+
+def test_perturbation_of_each_shard_needs_one_all_reduce_and_is_its_formula():
+    """g_A = mean_i ∇L_i(w + ρ ∇L_i(w) / ‖∇L_i(w)‖), i over the devices."""
+    link = arsam_jax.m_sam(0.1, num_microbatches=1)
+    rng = np.random.default_rng(0)
+    w, x = jnp.asarray(rng.normal(size=(40, 30))), jnp.asarray(rng.normal(size=(8, 40)))
+
+    def step(w, state, x):
+        grad_fn = parallel.grad(lambda w: unit_loss(w, x), "batch")
+        extra = {"batch": x, "axis_name": "batch"}
+        return link.update(
+            grad_fn(w),
+            state,
+            w,
+            grad_fn=grad_fn,
+            example_loss_fn=lambda w, x: jnp.square(x @ w).mean(1),
+            **extra,
+        )[0]
+
+    mapped = mapped_over(jax.devices()[:4], step, (P(), P(), P("batch")))
+    state = link.init(w)
+    assert count_gradient_all_reduces(mapped.lower(w, state, x).compile().as_text()) == 1
+
+    expected = np.zeros((40, 30))
+    for part in np.split(np.asarray(x), 4):
+        gradient = 2 * part.T @ (part @ w) / (len(part) * 30)
+        point = w + 0.1 * gradient / np.linalg.norm(gradient)
+        expected += 2 * part.T @ (part @ point) / (len(part) * 30) / 4
+    np.testing.assert_allclose(mapped(w, state, x), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["arsam", "looksam", "momentum_sam", "sparse_sam_fisher"])
+def test_a_state_moves_to_another_number_of_devices(name, tmp_path):
+    """Saved from four devices with sharded parameters, it goes on on two with the same steps."""
+    tx = make_tx(name)
+    batches = make_batches()
+    run = jax.jit(scanned(make_step(tx)))
+
+    def on(count):
+        mesh = jax.sharding.Mesh(jax.devices()[:count], ("batch",))
+        return lambda tree: jax.tree.map(
+            lambda x: jax.device_put(
+                x, NamedSharding(mesh, P("batch") if x.shape[:1] in ((8,), (16,)) else P())
+            ),
+            tree,
+        )
+
+    def first(batches, steps):
+        return jax.tree.map(lambda x: x[:steps], batches)
+
+    def last(batches, steps):
+        return jax.tree.map(lambda x: x[steps:], batches)
+
+    carry, _ = run(on(4)(start(tx, make_params())), first(batches, 50))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", carry)
+        checkpointer.wait_until_finished()
+        target = on(2)(start(tx, make_params()))
+        restored = checkpointer.restore(tmp_path / "state", target)
+    for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):
+        assert x.sharding == y.sharding
+    chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(carry))
+    parallel.check_same_everywhere(restored[2])
+    result, sampled = jax.device_get(run(restored, last(batches, 50)))
+    expected, expected_sampled = jax.device_get(on_one_device(name))
+    np.testing.assert_array_equal(sampled, expected_sampled[50:])
+    chex.assert_trees_all_close(result, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_state_that_differs_between_devices_is_found():
+    def state_of(seed):
+        return arsam_jax.arsam(0.1, 0.4, seed=seed).init({"w": jnp.ones(3)})
+
+    devices = jax.devices()[:4]
+    parallel.check_same_everywhere(state_of(0))
+    parallel.check_same_everywhere(jax.pmap(lambda _: state_of(0), devices=devices)(jnp.arange(4)))
+    with pytest.raises(ValueError, match=r"\['sampling'\]\.key differs .*\[0 0\], \[0 3\]"):
+        parallel.check_same_everywhere(jax.pmap(state_of, devices=devices)(jnp.arange(4)))
+
+
+def launch(script, *arguments, devices):
+    flags = (
+        f"--xla_force_host_platform_device_count={devices}"
+        " --xla_cpu_collective_call_warn_stuck_timeout_seconds=2"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=6"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+SEPARATE_DECISIONS = """
+import jax, jax.numpy as jnp, arsam_jax
+from jax.sharding import PartitionSpec as P
+
+def run(link, averaged, extra):
+    def steps(seed, x):
+        w = jnp.ones(3)
+        state = link.init(w)
+        if hasattr(state.sampling, "key"):
+            key = jnp.stack([jnp.uint32(0), seed[0]])
+            state = state._replace(sampling=state.sampling._replace(key=key))
+        def step(carry, scale):
+            w, state = carry
+            def grad_fn(w):
+                grads = jax.grad(lambda w: jnp.mean(jnp.square(x @ w * scale)))(w)
+                mean = jax.lax.pmean(grads, "batch")
+                return mean if averaged else mean + 9 * grads * seed[0].astype(jnp.float32)
+            updates, state = link.update(grad_fn(w), state, w, grad_fn=grad_fn, **extra)
+            return (w - 0.01 * updates, state), arsam_jax.get_metrics(state).sampled
+        return jax.lax.scan(step, (w, state), jnp.arange(1.0, 41) % 7)[1][None]
+    seeds, x = jnp.arange(4, dtype=jnp.uint32), jax.random.normal(jax.random.key(0), (4, 2, 3))
+    by_pmap = jax.pmap(lambda s, x: steps(s[None], x), "batch")(seeds, x)
+    by_shard_map = jax.jit(jax.shard_map(
+        lambda s, x: steps(s, x[0]), mesh=jax.sharding.Mesh(jax.devices(), ("batch",)),
+        in_specs=P("batch"), out_specs=P("batch"), check_vma=False,
+    ))(seeds, x)
+    return by_pmap[:, 0], by_shard_map
+
+keys = arsam_jax.sharpness_aware(0.1, sampling=arsam_jax.sampling.bernoulli(0.3))
+gate = arsam_jax.ae_sam(0.1, 40)
+if __import__("sys").argv[1] == "hang":
+    run(keys, True, {})[0].block_until_ready()
+for link, averaged in ((keys, True), (gate, False)):
+    for sampled in run(link, averaged, {"axis_name": "batch"}):
+        print(int(sampled.sum()), bool((sampled == sampled[0]).all()))
+"""
+
+
+def test_with_axis_name_devices_that_would_decide_apart_decide_alike():
+    """A key, or an unaveraged gradient, of its own on each device, where JAX does not see it."""
+    process = launch(SEPARATE_DECISIONS, "", devices=4)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    lines = output.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        count, is_uniform = line.split()
+        assert 0 < int(count) < 4 * 40
+        assert is_uniform == "True"
+
+
+def test_without_it_they_hang_until_xla_ends_them():
+    """What the error of shard_map, axis_name and check_same_everywhere are there for."""
+    process = launch(SEPARATE_DECISIONS, "hang", devices=4)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "rendezvous" in errors.lower()
+
+
+ANOTHER_STEP = """
+import sys, jax, numpy as np, arsam_jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+port, process = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
+sharding = NamedSharding(jax.sharding.Mesh(jax.devices(), ("batch",)), P())
+def on_all_devices(x):
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+state = arsam_jax.sam_every_k(0.1, 2).init({"w": np.ones(3, np.float32)})
+arsam_jax.parallel.check_same_everywhere(jax.tree.map(on_all_devices, state))
+state = state._replace(step=np.int32(7 + int(process)))
+try:
+    arsam_jax.parallel.check_same_everywhere(jax.tree.map(on_all_devices, state))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_process_that_was_resumed_from_another_step_is_found():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [launch(ANOTHER_STEP, port, i, devices=2) for i in range(2)]
+    for process in processes:
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        assert "['step'] differs between devices or processes: 7, 8." in output
