@@ -235,7 +235,8 @@ def write_model(path: Path) -> None:
             axis.set_xscale("log", base=2)
             axis.set_title(f"{name}\n{system_name}", fontsize=9)
             axis.grid(alpha=0.25)
-    figure.supxlabel("chips, the global batch being fixed")
+    for axis in axes[-1]:
+        axis.set_xlabel("chips, the global batch being fixed")
     figure.supylabel("time of a step in units of SGD's")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

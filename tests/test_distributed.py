@@ -242,9 +242,9 @@ def test_a_loss_that_is_averaged_already_is_refused():
         mapped_over(jax.devices()[:4], function, (P(), P("batch")))(jnp.ones(3), jnp.ones((8, 3)))
 
 
-@pytest.mark.parametrize("cause", ["gradients", "keys"])
+@pytest.mark.parametrize("cause", ["gradients", "keys", "parameters"])
 def test_a_decision_that_varies_is_an_error_at_trace_time(cause):
-    """Of the two causes of a hang, as far as shard_map can see."""
+    """What would hang, or measure the norm of a shard, as far as shard_map can see."""
     tx = arsam_jax.arsam(0.1, 0.4)
 
     def step(w, state, x):
@@ -255,7 +255,9 @@ def test_a_decision_that_varies_is_an_error_at_trace_time(cause):
         else:  # those of the device's own examples
 
             def grad_fn(w):
-                return jax.grad(unit_loss)(jax.lax.pcast(w, ("batch",), to="varying"), x)
+                if cause == "gradients":
+                    w = jax.lax.pcast(w, ("batch",), to="varying")
+                return jax.grad(unit_loss)(w, x)
 
         return tx.update(grad_fn(w), state, w, grad_fn=grad_fn)[0]
 
@@ -266,8 +268,9 @@ def test_a_decision_that_varies_is_an_error_at_trace_time(cause):
         specs = jax.tree.map(lambda _: P(), state)
         specs = specs._replace(sampling=specs.sampling._replace(key=P("batch")))
     with pytest.raises(ValueError, match=r"varies over the mapped axis 'batch'.*Average the grad"):
-        mapped_over(jax.devices()[:4], step, (P(), specs, P("batch")), P("batch"))(
-            jnp.ones(3), state, jnp.ones((8, 3))
+        of_params = P("batch") if cause == "parameters" else P()
+        mapped_over(jax.devices()[:4], step, (of_params, specs, P("batch")), P("batch"))(
+            jnp.ones(12 if cause == "parameters" else 3), state, jnp.ones((8, 3))
         )
 
 
