@@ -36,7 +36,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 import arsam_jax
 from benchmarks import frontier_report
 from benchmarks.methods import ABLATIONS, METHODS
-from benchmarks.workloads import WORKLOADS, Setting, train
+from benchmarks.workloads import WORKLOADS, MakeLink, Setting, Workload, train
 
 TUNING_SEEDS = (100, 101)
 
@@ -186,17 +186,19 @@ def best_setting(point: Point, draws: int, done: dict[Run, dict]) -> Setting:
 
 def execute(run: Run) -> dict:
     """Trains and returns the row of a run."""
-    method, workload = ALL_METHODS[run.method], WORKLOADS[run.workload]
-    result = train(
-        workload,
-        method.make,
-        run.share,
-        Setting(run.rho, run.learning_rate, run.weight_decay),
-        run.seed,
-        held_out="validation" if run.stage == "tune" else "test",
-    )
+    held_out = "validation" if run.stage == "tune" else "test"
+    return train_row(run, WORKLOADS[run.workload], ALL_METHODS[run.method].make, held_out)
+
+
+def train_row(
+    run: Run, workload: Workload, make: MakeLink, held_out: Literal["validation", "test"]
+) -> dict:
+    """Trains `workload` with the link that `make` makes and returns the row of `run`."""
+    setting = Setting(run.rho, run.learning_rate, run.weight_decay)
+    result = train(workload, make, run.share, setting, run.seed, held_out)
     row = run._asdict() | result._asdict()
-    row["gradients_per_step"] = method.cost(row.pop("sampled_share"), run.share)
+    cost = ALL_METHODS[run.method].cost
+    row["gradients_per_step"] = cost(row.pop("sampled_share"), run.share)
     row["date"] = time.strftime("%Y-%m-%d")
     row["device"] = jax.devices()[0].device_kind
     row["versions"] = f"jax {jax.__version__}, arsam_jax {arsam_jax.__version__}"

@@ -187,7 +187,7 @@ def _rich_table(title: str, lines: Sequence[Line]) -> Table:
     return table
 
 
-def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     rows = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
@@ -202,7 +202,7 @@ def _prefix(line: Line) -> list[str]:
 def _gaps(lines: Sequence[Line]) -> str:
     workloads = _workloads(lines)
     body = [[*_prefix(x), f"{x.mean_gap:.1f}", *_cells(x, workloads, x.gaps)] for x in lines]
-    return _markdown_table([*_PREFIX, "mean", *workloads], body)
+    return markdown_table([*_PREFIX, "mean", *workloads], body)
 
 
 def _markdown(title, lines, figure, settings, stage) -> str:
@@ -226,12 +226,12 @@ def _markdown(title, lines, figure, settings, stage) -> str:
             " ESAM).\n",
             _gaps(lines),
             "Test accuracy in %, ± standard error.\n",
-            _markdown_table([*_PREFIX, *workloads], accuracies),
+            markdown_table([*_PREFIX, *workloads], accuracies),
             "In units of SAM's, median over the workloads: seconds a step, peak memory of the"
             " compiled run without its data, top Hessian eigenvalue and ρ-sharpness at the end.\n",
-            _markdown_table([*_PREFIX, "time", "memory", "eigenvalue", "sharpness"], costs),
+            markdown_table([*_PREFIX, "time", "memory", "eigenvalue", "sharpness"], costs),
             "Settings.\n",
-            _markdown_table(["workload", "method", "share", "ρ", "lr", "weight decay"], chosen),
+            markdown_table(["workload", "method", "share", "ρ", "lr", "weight decay"], chosen),
         ]
     )
 

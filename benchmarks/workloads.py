@@ -21,7 +21,6 @@ import arsam_jax
 from arsam_jax import measure
 from arsam_jax._xla_cpu import fast_convolutions
 
-BATCH_SIZE = 64
 NUM_CLASSES = 10
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 MEASURED_EXAMPLES = 256  # of the training set: curvature and sharpness are taken on these
@@ -58,6 +57,7 @@ class Workload(NamedTuple):
       setting: where the search starts; ``rho`` is also the radius of the reported sharpness.
       base: "sgd" (momentum 0.9, weight decay added to the gradient) or "adamw".
       seconds: of a run of the base optimizer on one core, for the estimate of the time left.
+      batch_size: of a step.
     """
 
     source: Source
@@ -69,6 +69,7 @@ class Workload(NamedTuple):
     setting: Setting
     seconds: float
     base: Literal["sgd", "adamw"] = "sgd"
+    batch_size: int = 64
 
 
 class Data(NamedTuple):
@@ -271,7 +272,7 @@ def train(
     """
     data = make_data(workload, seed, held_out)
     compiled = _compile(workload, make_link, share, data.x.shape)
-    order = _order(len(data.x), workload.epochs, seed)
+    order = _order(workload, len(data.x), seed)
     hyper = Setting(*(jnp.float32(value) for value in setting))
     run_seed = jnp.uint32(seed)
     x, labels = jnp.asarray(data.x), jnp.asarray(data.labels)
@@ -303,12 +304,13 @@ def train(
     )
 
 
-def _order(num_train: int, epochs: int, seed: int) -> np.ndarray:
+def _order(workload: Workload, num_train: int, seed: int) -> np.ndarray:
     """The examples of each step, (steps, batch)."""
     rng = np.random.default_rng([seed, 2])
-    full = num_train // BATCH_SIZE * BATCH_SIZE
-    orders = [rng.permutation(num_train)[:full].reshape(-1, BATCH_SIZE) for _ in range(epochs)]
-    return np.concatenate(orders).astype(np.int32)
+    size = workload.batch_size
+    full = num_train // size * size
+    orders = (rng.permutation(num_train)[:full].reshape(-1, size) for _ in range(workload.epochs))
+    return np.concatenate([*orders]).astype(np.int32)
 
 
 class _Compiled(NamedTuple):
@@ -322,7 +324,7 @@ def _compile(
     workload: Workload, make_link: MakeLink, share: float, shape: tuple[int, ...]
 ) -> _Compiled:
     """A whole run as one ``lax.scan`` over its steps, the setting and the seed being arguments."""
-    network, steps = workload.network, workload.epochs * (shape[0] // BATCH_SIZE)
+    network, steps = workload.network, workload.epochs * (shape[0] // workload.batch_size)
 
     def make_optimizer(seed, setting):
         schedule = optax.cosine_decay_schedule(setting.learning_rate, steps)
@@ -373,7 +375,7 @@ def _compile(
     seed, setting = jax.ShapeDtypeStruct((), jnp.uint32), Setting(*[scalar] * 3)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
-    order = jax.ShapeDtypeStruct((steps, BATCH_SIZE), jnp.int32)
+    order = jax.ShapeDtypeStruct((steps, workload.batch_size), jnp.int32)
     state = jax.eval_shape(init, seed, setting, x)
     compiled = jax.jit(run, donate_argnums=0).lower(state, seed, setting, x, labels, order)
     compiled = compiled.compile()
