@@ -58,18 +58,22 @@ SWEEPS = {
         "batch 256": Variant(batch_size=256),
     },
     "kappa": {f"kappa {k:g}": Variant((1 / 4, 1 / 20), bound=k) for k in KAPPAS},
+    # Of what the two others suggest below 1/8: a radius less far out, a κ that shrinks with s.
+    "rules": {f"kappa {k:g} at 1/16": Variant((1 / 16,), bound=k) for k in (0.05, 0.1)},
 }
-VARIANTS = SWEEPS["radius"] | SWEEPS["kappa"]
+VARIANTS = SWEEPS["radius"] | SWEEPS["kappa"] | SWEEPS["rules"]
 
 
 def multipliers(variant: str, share: float) -> list[float]:
     """Powers of ``RATIO`` from below s^(−1/2), in base from one further down, to above 1/s.
 
-    Where κ is searched, the power next to s^(−2/3); for a smaller κ than in base, which may allow a
+    Where rules are compared, what they say. Where κ is searched, the power next to s^(−2/3); for a smaller κ than in base, which may allow a
     larger radius, one power less and two more.
     """
     if share == 0:
         return [1.0]
+    if variant in SWEEPS["rules"]:
+        return [4.0, share**-0.6, share ** (-2 / 3)]
     step, margin = math.log(RATIO), math.log(1.15)
     if variant in SWEEPS["kappa"]:
         around = range(-1, 3) if VARIANTS[variant].bound < VARIANTS["base"].bound else (0,)
@@ -139,7 +143,7 @@ def execute(run: Run) -> dict:
 class Options:
     """Options of the benchmark."""
 
-    sweep: Literal["radius", "kappa", "report"] = "radius"
+    sweep: Literal["radius", "kappa", "rules", "report"] = "radius"
     """What to run; `report` draws what the CSV file has."""
     variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAMES")] = tuple(VARIANTS)
     """Of those of the sweep."""
@@ -185,13 +189,16 @@ def report(sam: dict[str, Setting], csv: Path) -> list[Path]:
         for (variant, workload), found in curves.items()
         if 0 in found and 1 in found and len(found) > 2
     }
-    kappa = {
-        (VARIANTS[variant].bound, workload, share): curve
-        for (variant, workload), found in curves.items()
-        if variant in SWEEPS["kappa"] and ("base", workload) in studies
-        for share, curve in found.items()
-    }
-    return radius_law_report.write(studies, kappa, csv)
+
+    def of_sweep(name):
+        return {
+            (VARIANTS[variant].bound, workload, share): curve
+            for (variant, workload), found in curves.items()
+            if variant in SWEEPS[name] and ("base", workload) in studies
+            for share, curve in found.items()
+        }
+
+    return radius_law_report.write(studies, of_sweep("kappa"), of_sweep("rules"), csv)
 
 
 if __name__ == "__main__":

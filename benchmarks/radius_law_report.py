@@ -174,7 +174,12 @@ def power(s: float, e: float) -> float:
     return s**e
 
 
-def write(studies: Mapping[tuple[str, str], Study], kappa: Mapping[tuple, Curve], csv: Path):
+def write(
+    studies: Mapping[tuple[str, str], Study],
+    kappa: Mapping[tuple, Curve],
+    rules: Mapping[tuple, Curve],
+    csv: Path,
+):
     """The tables as Markdown and the figure, beside the CSV file. `studies`: variant, workload."""
     groups = defaultdict(dict)
     for (variant, workload), study in studies.items():
@@ -207,6 +212,12 @@ def write(studies: Mapping[tuple[str, str], Study], kappa: Mapping[tuple, Curve]
         parts += [
             "Gap closed in % with another κ, by m: the second of a row is next to s^(−2/3).\n",
             _kappas(groups, kappa),
+        ]
+    if rules:
+        parts += [
+            "Gap closed in % at s = 1/16 by rules for m and κ: m = min(s^(−2/3), 4), s^(−0.6) and"
+            " s^(−2/3).\n",
+            _rules(groups, rules),
         ]
     markdown.write_text("\n".join(parts))
     return [figure, markdown]
@@ -310,6 +321,19 @@ def _kappas(groups, kappa) -> str:
             means = [f"{mean_of(column):.0f}" for column in zip(*rows, strict=True)]
             body.append([f"{share:.3g}", "**mean**", f"{bound:g}", *means])
     return markdown_table(["share", "workload", "κ", "m and gap", *3 * [""]], body)
+
+
+def _rules(groups, rules) -> str:
+    """`rules`: a curve by κ, workload and share; its multipliers are the rules."""
+    workloads = list(dict.fromkeys(workload for _, workload, _ in rules))
+    body = []
+    for bound in sorted({bound for bound, _, _ in rules}):
+        curves = {w: curve for (b, w, _), curve in rules.items() if b == bound}
+        for m in next(iter(curves.values())).multipliers:
+            gaps = {w: groups["base"][w].gap(curve.at(m)) for w, curve in curves.items()}
+            cells = [f"{gaps[w]:.0f}" if w in gaps else "–" for w in workloads]
+            body.append([f"{bound:g}", f"{m:.2f}", f"{mean_of(list(gaps.values())):.0f}", *cells])
+    return markdown_table(["κ", "m", "mean", *workloads], body)
 
 
 def plot(groups, path: Path) -> None:
