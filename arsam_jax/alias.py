@@ -193,7 +193,7 @@ def budgeted_sam(
     *,
     share: float | None = None,
     speedup: float | None = None,
-    bound: float = 0.1,
+    bound: float | None = None,
     reuse_dtype: Any = None,
 ) -> Link:
     r"""SAM at a price one can set: few samples, evenly spaced, further out, bounded reuse.
@@ -208,7 +208,7 @@ def budgeted_sam(
       share: of sampled steps, in (0, 1], a Python float; 0.125 if neither it nor ``speedup`` is
         given.
       speedup: in place of ``share``: 2 / (1 + share), in [1, 2).
-      bound: κ > 0.
+      bound: κ > 0; min(0.1, 0.8 share) if None.
       reuse_dtype: of the buffer; None keeps that of the parameters.
     """
     if speedup is not None:
@@ -221,6 +221,7 @@ def budgeted_sam(
     _check.check_static("share", share)
     _check.check_number("share", share, above=0, high=1)
     factor = share ** (-2 / 3)
+    bound = min(0.1, 0.8 * share) if bound is None else bound
     return sharpness_aware(
         (lambda step: factor * rho(step)) if callable(rho) else rho * factor,
         sampling=sampling.budgeted(share),

@@ -151,7 +151,7 @@ def points(options: Options, stage: str) -> list[Point]:
     """What a stage compares. Tuning ρ leaves nothing of a rule for ρ, so `tuned` has none."""
     if stage == "ablations":
         chosen = [*REFERENCES, "budgeted_sam", *ABLATIONS]
-        options = dataclasses.replace(options, shares=(1 / 8,))
+        options = dataclasses.replace(options, shares=(1 / 8, 1 / 16))
     else:
         chosen = [name for name in METHODS if name in (*REFERENCES, *options.methods)]
     if stage in ("tuned", "tune"):

@@ -98,6 +98,9 @@ METHODS = {
 }
 
 
+BOUND = 0.1
+
+
 def _variant(
     *,
     when: Callable[..., sampling.SamplingPolicy] | None = None,
@@ -105,6 +108,7 @@ def _variant(
     probe: Callable[[], probes.Probe] | None = None,
     exponent: float = -2 / 3,
     price: float = 1,
+    share: float = 1 / 8,
 ) -> Method:
     """``budgeted_sam`` with other parts.
 
@@ -114,6 +118,7 @@ def _variant(
       probe: how the second gradient is taken.
       exponent: of the share in the radius.
       price: of a sample, in gradients; at a price below 1 more samples are taken.
+      share: at which it is compared.
     """
 
     def make(rho, share, steps, seed):
@@ -121,11 +126,11 @@ def _variant(
         return arsam_jax.sharpness_aware(
             rho * share**exponent,
             sampling=when(share, steps, seed) if when else sampling.budgeted(share),
-            correction=reuse() if reuse else correction.reuse_psf(None, bound=0.1),
+            correction=reuse() if reuse else correction.reuse_psf(None, bound=BOUND),
             probe=probe() if probe else probes.perturb(),
         )
 
-    return Method(make, (1 / 8,), lambda sampled, share: 1 + sampled * price)
+    return Method(make, (share,), lambda sampled, share: 1 + sampled * price)
 
 
 def _signal(signal: Any) -> Callable[..., sampling.SamplingPolicy]:
@@ -185,9 +190,6 @@ def ratio_change(share, steps, seed):
         return seen, jnp.where(sampled, ratio, before)
 
     return sampling.SamplingPolicy(lambda: (inner.init(), jnp.float32(1)), decide, record)
-
-
-BOUND = 0.1
 
 
 def _reuse(init, keep, limit) -> correction.Correction:
@@ -290,6 +292,7 @@ ABLATIONS = {
     "reuse: none": _variant(reuse=correction.replace),
     "reuse: 2 steps": _variant(reuse=_reuse_bound(2, BOUND)),
     "reuse: bound 0.05": _variant(reuse=_reuse_bound(None, 0.05)),
+    "reuse: bound 0.1 at 1/16": _variant(reuse=_reuse_bound(None, 0.1), share=1 / 16),
     "reuse: bound 0.2": _variant(reuse=_reuse_bound(None, 0.2)),
     "reuse: bound 0.3 at rho/sqrt(share)": _variant(reuse=_reuse_bound(None, 0.3), exponent=-1 / 2),
     "reuse: no bound": _variant(reuse=_reuse_bound(None, None)),

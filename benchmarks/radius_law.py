@@ -67,8 +67,8 @@ VARIANTS = SWEEPS["radius"] | SWEEPS["kappa"] | SWEEPS["rules"]
 def multipliers(variant: str, share: float) -> list[float]:
     """Powers of ``RATIO`` from below s^(−1/2), in base from one further down, to above 1/s.
 
-    Where rules are compared, what they say. Where κ is searched, the power next to s^(−2/3); for a smaller κ than in base, which may allow a
-    larger radius, one power less and two more.
+    Where rules are compared, what they say. Where κ is searched, the power next to s^(−2/3); for a
+    smaller κ than in base, which may allow a larger radius, one power less and two more.
     """
     if share == 0:
         return [1.0]

@@ -196,7 +196,8 @@ def test_sgd_is_the_base_optimizer_at_its_price(tiny):
 def test_ablations_cost_what_they_say(name):
     """One step in eight, or as many as its price buys; at random within some deviation."""
     method, steps = ABLATIONS[name], 256
-    tx = method.make(0.1, 1 / 8, steps, 0)
+    (share,) = method.shares
+    tx = method.make(0.1, share, steps, 0)
 
     def example_loss(params, batch):
         return jnp.sum(jnp.square(batch @ params["w"] - params["b"]), axis=-1)
@@ -222,8 +223,8 @@ def test_ablations_cost_what_they_say(name):
         (params, _), metrics = jax.jit(lambda c: jax.lax.scan(step, c, keys))(
             (params, tx.init(params))
         )
-    cost = method.cost(float(metrics.sampled.mean()), 1 / 8)
-    assert cost == pytest.approx(1.125, abs=0.03 if name == "when: at random" else 0.008)
+    cost = method.cost(float(metrics.sampled.mean()), share)
+    assert cost == pytest.approx(1 + share, abs=0.03 if name == "when: at random" else 0.008)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
