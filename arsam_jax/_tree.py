@@ -63,6 +63,16 @@ def norm(tree: Any) -> jax.Array:
     return jnp.sqrt(dot(tree, tree))
 
 
+def narrow_leaves(tree: Any, norm: jax.Array) -> list[jax.Array]:
+    """The leaves whose dtype can overflow on numbers that have a norm like this one, finite."""
+
+    def can_overflow(dtype):
+        is_inexact = jnp.issubdtype(dtype, jnp.inexact)  # twice: the norm squares
+        return is_inexact and 2 * jnp.finfo(dtype).maxexp < jnp.finfo(norm.dtype).maxexp
+
+    return [x for x in jax.tree.leaves(tree) if can_overflow(jnp.result_type(x))]
+
+
 def is_finite(tree: Any) -> jax.Array:
     """Whether every number in the tree is finite, bool scalar."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]))

@@ -168,7 +168,8 @@ def sharpness_aware(
             psf = _tree.subtract(perturbed_grads, grads)
             norms = grad_norm * perturbed_norm
             # What is kept may have a narrower dtype and overflow where the gradient does not.
-            is_accepted = jnp.isfinite(perturbed_norm) & _tree.is_finite(correction_state)
+            narrow = _tree.narrow_leaves(correction_state, perturbed_norm)
+            is_accepted = jnp.isfinite(perturbed_norm) & _tree.is_finite(narrow)
             return _StepResult(
                 updates=_tree.cast_like(emitted, updates),
                 probe=_tree.where(is_accepted, probe_state, state.probe),

@@ -471,3 +471,11 @@ def test_ae_sam_keeps_its_last_threshold_after_the_planned_steps():
 
     _, sampled = jax.lax.scan(step, policy.init(), (jnp.arange(600, dtype=jnp.int32), norms))
     assert 0.6 < sampled[100:].mean() < 0.98
+
+
+def test_a_buffer_narrower_than_float64_never_keeps_an_overflow(x64):
+    tx = arsam_jax.arsam(0.1, 1.0, warmup_steps=9, reuse_dtype=jnp.float32)
+    params = jnp.ones(2, jnp.float64)
+    _, state = tx.update(params, tx.init(params), params, grad_fn=lambda w: 1e50 * w)
+    chex.assert_tree_all_finite(state.correction)
+    assert state.metrics.sampled
