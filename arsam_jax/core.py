@@ -141,7 +141,7 @@ def sharpness_aware(
         is_finite = jnp.isfinite(grad_norm)
         watched = _watch(sampling.norm_mask, params)
 
-        watched_grad_norm = watched(grads)
+        watched_grad_norm = watched(grads, grad_norm)
         wanted, sampling_state = sampling.decide(state.sampling, state.step, watched_grad_norm)
         sampling_state = _tree.where(is_finite, sampling_state, state.sampling)
         is_unread = wanted is True and not (probe.reads_grads or correction.reads_grads)
@@ -165,7 +165,9 @@ def sharpness_aware(
             perturbed_grads = _tree.widen(perturbed_grads)
             perturbed_norm = _tree.norm(perturbed_grads)
             emitted, correction_state = correction.fresh(state.correction, grads, perturbed_grads)
-            psf = _tree.subtract(perturbed_grads, grads)
+            # Not the PSF that a correction keeps: XLA would share it, in a buffer of its own.
+            minus_psf = _tree.subtract(grads, perturbed_grads)
+            correction_norm = _tree.norm(minus_psf)
             norms = grad_norm * perturbed_norm
             # What is kept may have a narrower dtype and overflow where the gradient does not.
             narrow = _tree.narrow_leaves(correction_state, perturbed_norm)
@@ -175,9 +177,9 @@ def sharpness_aware(
                 probe=_tree.where(is_accepted, probe_state, state.probe),
                 correction=_tree.where(is_accepted, correction_state, state.correction),
                 is_accepted=is_accepted,
-                watched_correction_norm=watched(psf),
+                watched_correction_norm=watched(minus_psf, correction_norm),
                 perturbed_grad_norm=_float32(perturbed_norm),
-                correction_norm=_float32(_tree.norm(psf)),
+                correction_norm=_float32(correction_norm),
                 cosine=_float32(_tree.safe_divide(_tree.dot(grads, perturbed_grads), norms)),
             )
 
@@ -298,12 +300,12 @@ def _uniform(sampled, axis_name):
 
 
 def _watch(norm_mask, params):
-    """The norm a sampling policy sees."""
+    """The norm of a tree that a sampling policy sees, given the norm of all of it."""
     mask = norm_mask(params) if callable(norm_mask) else norm_mask
 
-    def watched(tree):
+    def watched(tree, norm):
         if mask is None:
-            return _float32(_tree.norm(tree))
+            return _float32(norm)
         kept = jax.tree.map(lambda keep, subtree: subtree if keep else None, mask, tree)
         return _float32(_tree.norm(kept))
 

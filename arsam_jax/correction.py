@@ -113,7 +113,7 @@ def reuse_psf(
         emitted = perturbed_grads if is_whole else mix(grads, psf)
         if keeps_nothing:
             return emitted, state
-        norm = _tree.norm(psf).astype(jnp.float32)
+        norm = _tree.norm(_tree.subtract(grads, perturbed_grads)).astype(jnp.float32)  # as the core
         return emitted, ReusePSFState(_tree.cast_like(psf, state.psf), norm)
 
     def stale(state, grads, age):
