@@ -161,6 +161,7 @@ def sharpness_aware(
 
         def fresh(params):
             arguments = extra_args | {"rho": rho_t, "step": state.step, "grad_fn": grad_fn}
+            arguments["known_norm"] = grads, grad_norm  # XLA shares nothing with what is outside
             perturbed_grads, probe_state = probe.update(grads, state.probe, params, **arguments)
             perturbed_grads = _tree.widen(perturbed_grads)
             perturbed_norm = _tree.norm(perturbed_grads)
