@@ -75,6 +75,9 @@ class Config:
     checkpoint_seconds: float = 60.0
     """Between two checkpoints; there is one on interruption and at the end, too."""
 
+    devices: int = 0
+    """Devices that share each batch; 0: one. With examples.multihost of each process; 0: all."""
+
     data_dir: Path | None = None
     """Where prepared data is kept, if not where tensorflow-datasets does."""
     data_files: Path | None = None
@@ -91,8 +94,10 @@ class Config:
         return self.output / (self.name or self.dataset)
 
 
-_NOT_OF_RESULTS = ("checkpoint_seconds", "data_dir", "data_files", "output", "name", "resume")
-"""Settings that do not change a run's results."""
+_NOT_OF_RESULTS = (
+    *("checkpoint_seconds", "devices", "data_dir", "data_files", "output", "name", "resume"),
+)
+"""Settings that do not change a run's results, or by rounding only."""
 
 # The digits recipe comes from a coarse search on 300 images held out of the training set (their
 # labels clean) with seeds 10 to 15: learning rate 0.02 to 0.2, weight decay 5e-4 to 2e-2 and ρ 0.1
@@ -167,7 +172,7 @@ def check(config: Config) -> None:
         require(getattr(config, name) >= 1, f"--{_flag(name)} must be at least 1")
     for name in (
         *("learning_rate", "weight_decay", "warmup_epochs", "rho", "alpha", "reuse_steps"),
-        "checkpoint_seconds",
+        *("checkpoint_seconds", "devices"),
     ):
         require(getattr(config, name) >= 0, f"--{_flag(name)} must not be negative")
     require(

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from examples import data
+from examples import data, processes
 from examples.records import Table, write_json
 from examples.trainer import STEP_METRICS, Trainer, TrainState
 
@@ -57,15 +58,18 @@ def train(
     state, step, seconds = trainer.new_state(method, seed), 0, 0.0
 
     with _checkpoints(folder) as checkpoints:
-        if (saved := checkpoints.latest_step()) is not None:
+        saved = checkpoints.latest_step()
+        processes.require_same(f"the step of the checkpoint in {folder}", saved)
+        if saved is not None:
             state, step, seconds = _restore(checkpoints, saved, state)
             steps.load(until=step)
             epochs.load(until=step // trainer.steps_per_epoch)
 
         def save():
             # The tables first: whatever they hold beyond the checkpoint is dropped on resuming.
-            steps.save()
-            epochs.save()
+            if processes.is_main():
+                steps.save()
+                epochs.save()
             _save(checkpoints, step, state, seconds)
 
         order = data.epoch_order(len(labels), seed, step // trainer.steps_per_epoch)
@@ -75,8 +79,7 @@ def train(
             if not index:
                 order = data.epoch_order(len(labels), seed, epoch)
             batch = order[index * config.batch_size : (index + 1) * config.batch_size]
-            index = batch.astype(np.int32)
-            state, metrics = step_fn(state, dataset.train_images[batch], labels[batch], index)
+            state, metrics = step_fn(state, *trainer.batch(labels, batch))
             pending.append(metrics)
             step += 1
 
@@ -94,10 +97,11 @@ def train(
                     accuracy = trainer.test_accuracy(state)
                 _record_epoch(epochs, steps, epoch + 1, accuracy, seconds, trainer)
             on_progress(step, _progress(steps, seconds, config.batch_size))
+            is_time_over = time.perf_counter() - last_save >= config.checkpoint_seconds
             if (
                 is_stopping
                 or step == trainer.total_steps
-                or time.perf_counter() - last_save >= config.checkpoint_seconds
+                or processes.decided_by_main(is_time_over)
             ):
                 save()
                 last_save = time.perf_counter()
@@ -117,31 +121,48 @@ def train(
         "seconds": seconds,
         "images_per_second": step * config.batch_size / seconds,
     }
-    write_json(folder / RESULT_FILE, result)
+    if processes.is_main():
+        write_json(folder / RESULT_FILE, result)
     return result
 
 
 class StopRequest:
-    """Whether a signal asked the program to save and stop, and which one."""
+    """Whether a signal asked the program to save and stop, and which one.
+
+    Several processes get the answer yes at the same call, whichever of them had the signal.
+    """
 
     signal: int | None = None
+    calls: int = 0
 
     def __call__(self) -> bool:
+        self.calls += 1
+        if multihost_utils.reached_preemption_sync_point(self.calls):
+            self.signal = signal.SIGTERM
         return self.signal is not None
 
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request to stop; a second one acts as usual."""
+    """Turns the first SIGINT or SIGTERM into a request to stop; a second SIGINT acts as usual.
+
+    So does a second SIGTERM, but after ``jax.distributed.initialize()``: then SIGTERM is JAX's,
+    which tells all processes and has them agree on a step to stop at.
+    """
     request = StopRequest()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_shared = jax.distributed.is_initialized()
+    numbers = (signal.SIGINT,) if is_shared else (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in numbers}
 
     def restore():
         for number, handler in previous.items():
             signal.signal(number, handler)
 
     def on_signal(number, frame):
-        request.signal = number
+        if is_shared:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            request.signal = number
         restore()
         os.write(2, b"\nSaving after this step, then stopping (once more: stop at once).\n")
 

@@ -12,6 +12,8 @@ import arsam_jax
 if TYPE_CHECKING:
     from examples.config import Config
 
+_NUM_MICROBATCHES = 2
+
 # The first link of each method's chain, from the settings, the number of steps and the seed.
 # --rho, --alpha, --segment-length and --reuse-steps are settings; all else is as in the papers.
 METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] = {
@@ -37,7 +39,7 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
     "asam": lambda config, steps, seed: arsam_jax.asam(config.rho),
     "gsam": lambda config, steps, seed: arsam_jax.gsam(config.rho, alpha=0.2),
     "usam": lambda config, steps, seed: arsam_jax.usam(config.rho),
-    "m_sam": lambda config, steps, seed: arsam_jax.m_sam(config.rho, num_microbatches=2),
+    "m_sam": lambda config, steps, seed: arsam_jax.m_sam(config.rho, _NUM_MICROBATCHES),
     "multi_step_sam": lambda config, steps, seed: arsam_jax.multi_step_sam(config.rho, num_steps=2),
     "momentum_sam": lambda config, steps, seed: arsam_jax.momentum_sam(config.rho),
     "friendly_sam": lambda config, steps, seed: arsam_jax.friendly_sam(config.rho),
@@ -58,6 +60,17 @@ def _arsam(config: Config, seed: int, reuse_steps: int) -> optax.GradientTransfo
         reuse_steps=reuse_steps,
         seed=seed,
     )
+
+
+def perturbation_size(name: str, config: Config) -> int | None:
+    """m, the number of examples that share one perturbation; None where nothing is perturbed.
+
+    It changes what a sharpness-aware method does, and does not depend on the number of devices:
+    each of them averages over the whole batch before it perturbs.
+    """
+    if name in ("sgd", "saf", "mesa"):
+        return None
+    return config.batch_size // (_NUM_MICROBATCHES if name == "m_sam" else 1)
 
 
 def make_method(

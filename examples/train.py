@@ -4,6 +4,7 @@ python -m examples.train                                      handwritten digits
 python -m examples.train --method sam arsam --seeds 0 1 --alpha 0.4
 python -m examples.train --dataset cifar10 --help             the settings for a data set
 python -m examples.train --resume                             after an interruption
+python -m examples.train --devices 4                          each batch on four devices
 """
 
 import json
@@ -23,8 +24,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from examples import config as settings
-from examples import data, loop, plots
-from examples.methods import OTHER_PRICES
+from examples import data, loop, plots, processes
+from examples.methods import OTHER_PRICES, perturbation_size
 from examples.records import Table, write_json
 from examples.trainer import Trainer
 
@@ -44,10 +45,9 @@ _PROGRESS_COLUMNS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit status."""
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m examples.train") -> int:
+    """Runs the program, the part of this process if there are several; returns its exit status."""
     logging.getLogger("absl").setLevel(logging.ERROR)
-    console = Console()
     try:
         config = settings.parse(arguments)
         settings.check_folder(config)
@@ -58,22 +58,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
             validation=config.validation,
         )
         trainer = Trainer(config, dataset)
-    except (settings.ConfigError, data.DataError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-        return 2
-    config.folder.mkdir(parents=True, exist_ok=True)
-    write_json(config.folder / settings.CONFIG_FILE, settings.to_dict(config))
+        unfinished = _unfinished(config)
+        processes.require_same("the settings", settings.to_dict(config))
+        processes.require_same("the runs that are finished", unfinished)
+    except (settings.ConfigError, data.DataError, processes.DisagreementError) as error:
+        return _report(error)
+    console = Console(quiet=not processes.is_main())
+    if processes.is_main():  # all have looked into the folder by now
+        config.folder.mkdir(parents=True, exist_ok=True)
+        write_json(config.folder / settings.CONFIG_FILE, settings.to_dict(config))
     console.print(_describe(config, trainer), highlight=False)
     with loop.stop_on_signal() as stop:
         try:
-            results = _run_all(config, trainer, console, stop)
+            _run_all(unfinished, trainer, console, stop)
+        except processes.DisagreementError as error:
+            return _report(error)
         except loop.StoppedError as interrupted:
             console.print(f"Saved, and stopped {interrupted}. Go on with:", highlight=False)
-            print("  python -m examples.train", *settings.resume_arguments(config))
+            command = " ".join([prog, *settings.resume_arguments(config)])
+            console.print(f"  {command}", highlight=False, soft_wrap=True)
             return 128 + (stop.signal or 0)
+    if processes.is_main():
+        _report_results(config, trainer, console)
+    return 0
+
+
+def _report_results(config: settings.Config, trainer: Trainer, console: Console) -> None:
+    """Prints the table; writes the summary and the plots."""
+    results = {
+        method: [
+            json.loads((_run_folder(config, method, seed) / loop.RESULT_FILE).read_text())
+            for seed in config.seeds
+        ]
+        for method in config.method
+    }
     rows = _summarize(results)
     console.print(_result_table(rows, config))
-    write_json(config.folder / "summary.json", _summary(config, dataset, results, rows))
+    write_json(config.folder / "summary.json", _summary(config, trainer, results, rows))
     paths = plots.save_plots(
         config.folder,
         {m: _read_tables(config, m, "steps.csv", loop.STEP_COLUMNS) for m in config.method},
@@ -83,34 +104,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     console.print(f"Plots: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
     console.print(f"Records and checkpoints: {config.folder}/METHOD/SEED/", highlight=False)
-    return 0
+
+
+def _unfinished(config: settings.Config) -> list[tuple[int, str]]:
+    """The seeds and methods without a result, in the order in which to run them.
+
+    The methods of a seed run one after another, so that all of them see the same load of the
+    machine.
+    """
+    return [
+        (seed, method)
+        for seed in config.seeds
+        for method in config.method
+        if not (_run_folder(config, method, seed) / loop.RESULT_FILE).exists()
+    ]
 
 
 def _run_all(
-    config: settings.Config, trainer: Trainer, console: Console, stop: loop.StopRequest
-) -> dict[str, list[dict[str, Any]]]:
-    """Trains what has not been trained yet; returns the results of each method.
-
-    Each method is compiled once, for all seeds. The methods of a seed run one after another, so
-    that all of them see the same load of the machine.
-    """
+    unfinished: list[tuple[int, str]], trainer: Trainer, console: Console, stop: loop.StopRequest
+) -> None:
+    """Trains what has not been trained yet. Each method is compiled once, for all seeds."""
     step_fns = {}
-    for seed in config.seeds:
-        for method in config.method:
-            folder = _run_folder(config, method, seed)
-            if (folder / loop.RESULT_FILE).exists():
-                continue
-            if method not in step_fns:
-                with console.status(f"compiling {method}"):
-                    step_fns[method] = trainer.compile_step(method)
-            _run_one(trainer, step_fns[method], method, seed, folder, console, stop)
-    return {
-        method: [
-            json.loads((_run_folder(config, method, seed) / loop.RESULT_FILE).read_text())
-            for seed in config.seeds
-        ]
-        for method in config.method
-    }
+    for seed, method in unfinished:
+        if method not in step_fns:
+            with console.status(f"compiling {method}"):
+                step_fns[method] = trainer.compile_step(method)
+        folder = _run_folder(trainer.config, method, seed)
+        _run_one(trainer, step_fns[method], method, seed, folder, console, stop)
 
 
 def _run_one(
@@ -199,14 +219,16 @@ def _result_table(rows: list[dict[str, Any]], config: settings.Config) -> RichTa
 
 def _summary(
     config: settings.Config,
-    dataset: data.Dataset,
+    trainer: Trainer,
     results: dict[str, list[dict[str, Any]]],
     rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
+    dataset = trainer.data
     return {
         "table": rows,
         "runs": [run for runs in results.values() for run in runs],
         "settings": settings.to_dict(config),
+        "examples_a_perturbation": {m: perturbation_size(m, config) for m in config.method},
         "data": {
             "training_images": len(dataset.train_images),
             "evaluation_images": len(dataset.test_images),
@@ -219,6 +241,8 @@ def _summary(
         "device": {
             "platform": jax.default_backend(),
             "kind": jax.devices()[0].device_kind,
+            "devices": trainer.mesh.size,
+            "processes": jax.process_count(),
             "cpu_cores": os.cpu_count(),
             "system": platform.platform(),
         },
@@ -242,6 +266,11 @@ def _accuracy_name(config: settings.Config) -> str:
     return "validation" if config.validation else "test"
 
 
+def _report(error: Exception) -> int:
+    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+    return 2
+
+
 def _title(config: settings.Config) -> str:
     noise = f", {100 * config.label_noise:g} % label noise" if config.label_noise else ""
     held_out = ", validation" if config.validation else ""
@@ -256,9 +285,31 @@ def _describe(config: settings.Config, trainer: Trainer) -> str:
         f"{_title(config)}: {len(dataset.train_images):,} training and"
         f" {len(dataset.test_images):,} {_accuracy_name(config)} images of {shape};"
         f" {config.model} with {trainer.num_params:,} parameters;"
-        f" {config.epochs} epochs, {trainer.total_steps:,} steps; on {jax.default_backend()}"
-        f"{saf if 'saf' in config.method else ''}"
+        f" {config.epochs} epochs, {trainer.total_steps:,} steps; on {_devices(trainer)}"
+        f"{saf if 'saf' in config.method else ''}{_effective_m(config)}"
     )
+
+
+def _devices(trainer: Trainer) -> str:
+    devices, processes = trainer.mesh.size, jax.process_count()
+    return (
+        jax.default_backend()
+        + (f", {devices} devices" if devices > 1 else "")
+        + (f" of {processes} processes" if processes > 1 else "")
+    )
+
+
+def _effective_m(config: settings.Config) -> str:
+    """How many examples share one perturbation, and which methods have another number."""
+    sizes = {method: perturbation_size(method, config) for method in config.method}
+    sizes = {method: size for method, size in sizes.items() if size}
+    if not sizes:
+        return ""
+    parts = {m: size for m, size in sizes.items() if size != config.batch_size}
+    named = ", ".join(f"{method} {size}" for method, size in parts.items())
+    if len(parts) == len(sizes):
+        return f"; effective m: {named}"
+    return f"; effective m = {config.batch_size}, the whole batch" + (named and f" ({named})")
 
 
 if __name__ == "__main__":

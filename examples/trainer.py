@@ -11,7 +11,7 @@ import optax
 import arsam_jax
 import arsam_jax.flax
 from arsam_jax.trajectory import LogitMemory, trajectory_loss
-from examples import augment
+from examples import augment, devices
 from examples.config import Config, ConfigError
 from examples.data import Dataset
 from examples.methods import make_method
@@ -62,6 +62,11 @@ class Trainer:
                 " training images"
             )
         self.total_steps = config.epochs * self.steps_per_epoch
+        self.mesh = devices.make_mesh(config.devices)
+        if config.batch_size % self.mesh.size:
+            raise ConfigError(
+                f"--batch-size {config.batch_size} is no multiple of the {self.mesh.size} devices"
+            )
         self.model = make_model(
             config.model,
             dataset.train_images.shape[1],
@@ -71,7 +76,10 @@ class Trainer:
         )
         self._one_image = dataset.train_images[:1].astype(np.float32)
         self._init = jax.jit(lambda key, x: self.model.init(key, x, is_training=False))
-        self._count_correct = jax.jit(self._count_correct)
+        whole, split = devices.whole(self.mesh), devices.split(self.mesh)
+        self._count_correct = jax.jit(
+            self._count_correct, in_shardings=(whole, split, split), out_shardings=whole
+        )
         self._optimizers: dict[str, optax.GradientTransformation] = {}
 
     @property
@@ -86,7 +94,7 @@ class Trainer:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(memory))
 
     def new_state(self, method: str, seed: int) -> TrainState:
-        """The state before the first step.
+        """The state before the first step, whole on every device.
 
         The seed is data: it is in the arrays of the state alone, and the functions of the
         optimizer are those of the method's first state, so that one compiled step serves all.
@@ -102,9 +110,10 @@ class Trainer:
             key=key,
             trajectory=self._new_trajectory(method, variables["params"]),
         )
-        return state.replace(
+        state = state.replace(
             step=jnp.zeros([], jnp.int32), tx=self._optimizers.setdefault(method, optimizer)
         )
+        return jax.device_put(state, devices.whole(self.mesh))
 
     def _new_trajectory(self, method: str, params: Any) -> LogitMemory | MovingAverage | None:
         if method == "saf":
@@ -115,11 +124,25 @@ class Trainer:
 
     def compile_step(self, method: str) -> Callable:
         """The train step, compiled now, so that no compilation falls into the measured time."""
-        size = self.config.batch_size
-        images, labels = self.data.train_images[:size], self.data.train_labels[:size]
-        step = jax.jit(self._train_step, donate_argnums=0)
-        state, index = self.new_state(method, seed=0), np.arange(size, dtype=np.int32)
-        return step.lower(state, images, labels, index).compile()
+        whole, split = devices.whole(self.mesh), devices.split(self.mesh)
+        step = jax.jit(
+            self._train_step,
+            in_shardings=(whole, split, split, split),
+            out_shardings=whole,
+            donate_argnums=0,
+        )
+        batch = self.batch(self.data.train_labels, np.arange(self.config.batch_size))
+        return step.lower(self.new_state(method, seed=0), *batch).compile()
+
+    def batch(self, labels: np.ndarray, index: np.ndarray) -> Any:
+        """What the train step takes of the training examples ``index``, with these labels.
+
+        Of several processes each gives the examples of its own devices.
+        """
+        own = devices.own_rows(index)
+        return devices.join(
+            self.mesh, (self.data.train_images[own], labels[own], own.astype(np.int32))
+        )
 
     def _train_step(
         self, state: TrainState, images: jax.Array, labels: jax.Array, index: jax.Array
@@ -186,15 +209,17 @@ class Trainer:
         """Accuracy on the test (or validation) images, with BatchNorm's running statistics."""
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         images, labels = self.data.test_images, self.data.test_labels
+        size = -(-_EVALUATION_BATCH // self.mesh.size) * self.mesh.size
         correct = 0
-        for start in range(0, len(images), _EVALUATION_BATCH):
-            batch = slice(start, start + _EVALUATION_BATCH)
-            missing = max(0, start + _EVALUATION_BATCH - len(images))  # keeps one compiled shape
-            correct += self._count_correct(
-                variables,
+        for start in range(0, len(images), size):
+            batch = slice(start, start + size)
+            missing = max(0, start + size - len(images))  # keeps one compiled shape
+            padded = (
                 np.pad(images[batch], ((0, missing), (0, 0), (0, 0), (0, 0))),
                 np.pad(labels[batch], (0, missing), constant_values=-1),
             )
+            own = tuple(map(devices.own_rows, padded))
+            correct += self._count_correct(variables, *devices.join(self.mesh, own))
         return float(correct) / len(images)
 
     def _count_correct(self, variables, images, labels):
