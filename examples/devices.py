@@ -67,8 +67,19 @@ def join(mesh: Mesh, arrays: Any) -> Any:
     """Makes arrays of the whole batch from the rows that each process has."""
     if jax.process_count() == 1:
         return arrays  # a jitted function splits them itself, and in less time
+    return _global(split(mesh), arrays)
+
+
+def replicate(mesh: Mesh, arrays: Any) -> Any:
+    """Puts arrays, equal in all processes, on every device."""
+    if jax.process_count() == 1:
+        return jax.device_put(arrays, whole(mesh))
+    return _global(whole(mesh), jax.device_get(arrays))
+
+
+def _global(sharding: NamedSharding, arrays: Any) -> Any:
     return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(split(mesh), rows), arrays
+        lambda local: jax.make_array_from_process_local_data(sharding, local), arrays
     )
 
 

@@ -113,7 +113,7 @@ class Trainer:
         state = state.replace(
             step=jnp.zeros([], jnp.int32), tx=self._optimizers.setdefault(method, optimizer)
         )
-        return jax.device_put(state, devices.whole(self.mesh))
+        return devices.replicate(self.mesh, state)
 
     def _new_trajectory(self, method: str, params: Any) -> LogitMemory | MovingAverage | None:
         if method == "saf":
