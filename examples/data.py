@@ -68,7 +68,10 @@ def load(
     logging.getLogger("absl").setLevel(logging.ERROR)  # "has no dataset_info.json", at first use
     try:
         builder: Any = _make_builder(name, data_dir, data_files)
-        _prepare(builder)
+        try:
+            _prepare(builder)
+        except FileExistsError:  # another process was first, with the same data
+            builder = _make_builder(name, data_dir, data_files)
     except ImportError as error:
         raise DataError(
             f"Preparing {name} for the first time needs a package that is not installed (reading"

@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, others = parser.parse_known_args(arguments)
     if own.timeout < 1:
         parser.error("--timeout must be at least 1")
-    # The processes of CPU devices wait so long for each other; what is set already comes later
-    # and wins.
+    # Of several CPU devices here, those that are through wait for the one that waits for other
+    # processes; XLA's own limit is 40 s. A flag that is set already comes later and wins.
     os.environ["XLA_FLAGS"] = (
         f"--xla_cpu_collective_call_terminate_timeout_seconds={own.timeout} "
         + os.environ.get("XLA_FLAGS", "")

@@ -49,6 +49,21 @@ def test_digits_has_a_fixed_stratified_split(data_dir):
     assert len(np.unique(images, axis=0)) == 1797  # nothing is in both parts
 
 
+def test_another_process_may_prepare_the_data_at_the_same_time(tmp_path, monkeypatch):
+    generate = builders.Digits._generate_examples
+
+    def generate_second(*args):
+        if not calls:
+            calls.append(args)
+            data.load("digits", data_dir=tmp_path)
+        return generate(*args)
+
+    calls = []
+    monkeypatch.setattr(builders.Digits, "_generate_examples", generate_second)
+    assert data.load("digits", data_dir=tmp_path).train_images.shape == (1000, 8, 8, 1)
+    assert calls
+
+
 def test_statistics_are_those_of_the_training_images(data_dir):
     dataset = data.load("digits", data_dir=data_dir, validation=0.25)
     normalized = (dataset.train_images - dataset.mean) / dataset.std
