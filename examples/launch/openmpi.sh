@@ -8,5 +8,5 @@ name=openmpi
 resume=$([[ -f runs/$name/config.json ]] && echo --resume || true)
 
 # mpirun only starts the processes; they talk over JAX's own connections, not MPI.
-mpirun --host "${HOSTS:-localhost:2}" --bind-to none -x JAX_PLATFORMS -x XLA_FLAGS \
+mpirun --host "${HOSTS:-localhost:2}" --bind-to none \
     .venv/bin/python -m examples.multihost --name "$name" $resume "$@"
