@@ -1,0 +1,299 @@
+"""Image classifiers in Flax Linen: the networks of ARSAM's tables, and a vision transformer.
+
+Needs the extra ``arsam-jax[flax]``. Every model takes images of shape ``(batch, height, width,
+channels)`` and gives float32 logits of shape ``(batch, num_classes)``::
+
+    model = PyramidNet(num_classes=100, dtype=jnp.bfloat16)
+    variables = model.init(jax.random.key(0), images, is_training=False)
+    logits, changed = model.apply(
+        variables, images, is_training=True, mutable=["batch_stats"], rngs={"dropout": key})
+
+``dtype`` is that of the computation. Parameters, BatchNorm and LayerNorm statistics, softmax, the
+mean over pixels and the last layer stay in float32.
+
+Convolutions start at He's normal values, of variance
+2 / (kernel area × output channels) (arXiv 1502.01852, by fan-out), BatchNorm at γ = 1 and β = 0
+without exceptions, and the last layer as in Torch, whose default the published code keeps: uniform
+within ±1/√(input channels). BatchNorm keeps 0.9 of its running statistics a step, and ε = 1e-5.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (arXiv 1512.03385) with a 3×3 stem of stride 1 for images of 32 or 64 pixels.
+
+    Four stages of two blocks, with 1, 2, 4 and 8 times ``width`` channels; projections where the
+    shape changes. 11,173,962 parameters at width 64 with 3 input channels and 10 classes,
+    11,220,132 with 100.
+
+    Attributes:
+      num_classes: the number of logits.
+      width: channels of the stem and the first stage.
+      dropout: dropout before the last layer; the paper has none.
+      dtype: of the computation.
+    """
+
+    num_classes: int
+    width: int = 64
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
+        conv, norm = _layers(self.dtype, is_training)
+        x = nn.relu(norm()(conv(self.width)(x)))
+        for stage in range(4):
+            width = self.width * 2**stage
+            for block in range(2):
+                strides = 2 if stage and not block else 1
+                y = nn.relu(norm()(conv(width, strides=strides)(x)))
+                y = norm()(conv(width)(y))
+                if x.shape != y.shape:
+                    x = norm()(conv(width, kernel=1, strides=strides)(x))
+                x = nn.relu(x + y)
+        x = _dropout(self.dropout, is_training)(_mean_over_pixels(x))
+        return _logits(self.num_classes)(x)
+
+
+class WideResNet(nn.Module):
+    """WideResNet-28-10 (arXiv 1605.07146): wide blocks, BatchNorm and ReLU first.
+
+    Three stages of (``depth`` - 4) / 6 blocks with 16, 32 and 64 times ``width`` channels. For
+    images of 32 pixels. 36,479,194 parameters with 3 input channels and 10 classes, 36,536,884
+    with 100 (36.5 M in the paper).
+
+    Attributes:
+      num_classes: the number of logits.
+      depth: the number of layers, 6 n + 4.
+      width: the widening factor.
+      dropout: dropout between the two convolutions of a block; 0.3 where the paper has it.
+      dtype: of the computation.
+
+    Raises:
+      ValueError: on a depth that is not 6 n + 4.
+    """
+
+    num_classes: int
+    depth: int = 28
+    width: int = 10
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
+        blocks_per_stage, rest = divmod(self.depth - 4, 6)
+        if blocks_per_stage < 1 or rest:
+            raise ValueError(f"depth must be 6 n + 4, as 10, 16, 28 or 40; got {self.depth}.")
+        conv, norm = _layers(self.dtype, is_training)
+        x = conv(16)(x)
+        for stage in range(3):
+            width = 16 * self.width * 2**stage
+            for block in range(blocks_per_stage):
+                strides = 2 if stage and not block else 1
+                y = nn.relu(norm()(x))
+                if x.shape[-1] != width:  # the projection takes the activated input
+                    x = conv(width, kernel=1, strides=strides)(y)
+                y = nn.relu(norm()(conv(width, strides=strides)(y)))
+                y = _dropout(self.dropout, is_training)(y)
+                x = x + conv(width)(y)
+        return _logits(self.num_classes)(_mean_over_pixels(nn.relu(norm()(x))))
+
+
+class PyramidNet(nn.Module):
+    """PyramidNet-110 with α = 270 (arXiv 1610.02915): every block adds as many channels.
+
+    The additive net of basic blocks: three stages of (``depth`` - 2) / 6 blocks, of which the k-th
+    of all N has 16 + α k / N channels, rounded. A block is BatchNorm, convolution, BatchNorm, ReLU,
+    convolution, BatchNorm; its shortcut is averaged over 2×2 pixels where the block has stride 2,
+    and padded with channels of zeros. For images of 32 pixels. 28,485,477 parameters with 3 input
+    channels and 10 classes, 28,511,307 with 100, as the authors' code has them (28.3 M in the
+    paper).
+
+    Attributes:
+      num_classes: the number of logits.
+      depth: the number of layers, 6 n + 2.
+      alpha: channels added from the first block to the last.
+      dropout: dropout before the last layer; the paper has none.
+      dtype: of the computation.
+
+    Raises:
+      ValueError: on a depth that is not 6 n + 2.
+    """
+
+    num_classes: int
+    depth: int = 110
+    alpha: int = 270
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
+        blocks_per_stage, rest = divmod(self.depth - 2, 6)
+        if blocks_per_stage < 1 or rest:
+            raise ValueError(f"depth must be 6 n + 2, as 8, 20 or 110; got {self.depth}.")
+        num_blocks = 3 * blocks_per_stage
+        conv, norm = _layers(self.dtype, is_training)
+        x = norm()(conv(16)(x))
+        for block in range(num_blocks):
+            width = round(16 + self.alpha * (block + 1) / num_blocks)
+            strides = 2 if block in (blocks_per_stage, 2 * blocks_per_stage) else 1
+            y = nn.relu(norm()(conv(width, strides=strides)(norm()(x))))
+            y = norm()(conv(width)(y))
+            if strides == 2:
+                x = nn.avg_pool(x, (2, 2), (2, 2), padding="SAME", count_include_pad=False)
+            x = y + jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])])
+        x = _mean_over_pixels(nn.relu(norm()(x)))
+        return _logits(self.num_classes)(_dropout(self.dropout, is_training)(x))
+
+
+class MobileNet(nn.Module):
+    """MobileNet, the first version (arXiv 1704.04861): depthwise and pointwise convolutions.
+
+    4,231,976 parameters with 3 input channels and 1,000 classes (4.2 M in the paper), 3,217,226
+    with 10 and 3,411,976 with the 200 of Tiny-ImageNet.
+
+    The net divides the size of the image by 16 times ``stem_strides``: 2 is the paper's, for
+    images of 224 pixels, to which ARSAM's paper resizes Tiny-ImageNet; 1 is for images of 32.
+
+    The paper is silent on initial values. They are He's, where the output of a depthwise kernel
+    counts as the one channel it is.
+
+    Attributes:
+      num_classes: the number of logits.
+      width: the paper's width multiplier.
+      stem_strides: 1 or 2, of the first convolution.
+      dropout: dropout before the last layer; the paper has none.
+      dtype: of the computation.
+    """
+
+    num_classes: int
+    width: float = 1.0
+    stem_strides: int = 2
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
+        conv, norm = _layers(self.dtype, is_training)
+        x = nn.relu(norm()(conv(int(32 * self.width), strides=self.stem_strides)(x)))
+        widths = (64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024)
+        for block, width in enumerate(widths):
+            depthwise = conv(
+                x.shape[-1],
+                strides=2 if block in (1, 3, 5, 11) else 1,
+                feature_group_count=x.shape[-1],
+                kernel_init=nn.initializers.variance_scaling(2, "fan_in", "normal"),
+            )
+            x = nn.relu(norm()(depthwise(x)))
+            x = nn.relu(norm()(conv(int(width * self.width), kernel=1)(x)))
+        x = _dropout(self.dropout, is_training)(_mean_over_pixels(x))
+        return _logits(self.num_classes)(x)
+
+
+class VisionTransformer(nn.Module):
+    """ViT-S/16 (arXiv 2010.11929, 2012.12877): self-attention over patches and a class token.
+
+    22,050,664 parameters for images of 224 × 224 × 3 with 1,000 classes (22 M for DeiT-S in its
+    paper); 21,342,346 for images of 32 × 32 × 3 with ``patch_size=4`` and 10 classes. The position
+    embedding is sized by the images given to ``init``; others are an error in ``apply``.
+
+    Initial values are DeiT's: normal of standard deviation 0.02 for the position embedding, the
+    class token and every linear layer (its truncation is at 100 standard deviations), biases 0, and
+    for the patches Torch's uniform. LayerNorm, before attention and MLP, has ε = 1e-6.
+
+    Attributes:
+      num_classes: the number of logits.
+      patch_size: pixels along the side of a patch.
+      width: the size of a token.
+      depth: the number of blocks.
+      num_heads: the number of attention heads, a divisor of ``width``.
+      dropout: dropout after the position embedding, attention, and both layers of an MLP: 0.1 in
+        ViT's paper, none in DeiT's.
+      dtype: of the computation.
+
+    Raises:
+      ValueError: if patches do not tile the image.
+    """
+
+    num_classes: int
+    patch_size: int = 16
+    width: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
+        if x.shape[1] % self.patch_size or x.shape[2] % self.patch_size:
+            raise ValueError(f"Patches of {self.patch_size} pixels do not tile {x.shape[1:3]}.")
+        normal = nn.initializers.normal(0.02)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=normal)
+        norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
+        dropout = _dropout(self.dropout, is_training)
+
+        patch = (self.patch_size, self.patch_size)
+        embed = nn.Conv(
+            self.width, patch, patch, padding="VALID", dtype=self.dtype, kernel_init=_torch_uniform
+        )
+        x = embed(x).reshape(len(x), -1, self.width)
+        class_token = self.param("class_token", normal, (1, 1, self.width)).astype(self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(class_token, (len(x), 1, self.width)), x], axis=1)
+        position = self.param("position", normal, (1, *x.shape[1:])).astype(self.dtype)
+        x = dropout(x + position)
+
+        for _ in range(self.depth):
+            attention = nn.MultiHeadDotProductAttention(
+                self.num_heads,
+                dtype=self.dtype,
+                kernel_init=normal,
+                force_fp32_for_softmax=True,
+            )
+            x = x + dropout(attention(norm()(x)))
+            y = dropout(nn.gelu(dense(4 * self.width)(norm()(x)), approximate=False))
+            x = x + dropout(dense(self.width)(y))
+        class_token = norm(dtype=jnp.float32)(x[:, 0])
+        return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=normal)(class_token)
+
+
+_torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _layers(dtype: Any, is_training: bool) -> tuple[Callable[..., nn.Conv], Callable]:
+    def conv(width: int, *, kernel: int = 3, **kwargs: Any) -> nn.Conv:
+        kwargs = {
+            "kernel_init": nn.initializers.variance_scaling(2, "fan_out", "normal"),
+            **kwargs,
+        }
+        # Torch's padding: with "SAME", stride 2 would pad on one side only.
+        return nn.Conv(
+            width, (kernel, kernel), padding=kernel // 2, use_bias=False, dtype=dtype, **kwargs
+        )
+
+    norm = functools.partial(
+        nn.BatchNorm,
+        use_running_average=not is_training,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+    )
+    return conv, norm
+
+
+def _dropout(rate: float, is_training: bool) -> nn.Dropout:
+    return nn.Dropout(rate, deterministic=not is_training)
+
+
+def _mean_over_pixels(x: jax.Array) -> jax.Array:
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def _logits(num_classes: int) -> nn.Dense:
+    return nn.Dense(num_classes, dtype=jnp.float32, kernel_init=_torch_uniform)
