@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from arsam_jax.models import ResNet18
+
 MODELS = ("cnn", "resnet18")
 
 
@@ -20,7 +22,7 @@ def make_model(
         widths = tuple(width * 2**stage for stage in range(num_stages))
         return CNN(widths, num_classes, dropout)
     if name == "resnet18":
-        return ResNet(tuple(width * 2**stage for stage in range(4)), 2, num_classes, dropout)
+        return ResNet18(num_classes, width, dropout)
     raise ValueError(f"There is no model named {name!r}; there are {', '.join(MODELS)}.")
 
 
@@ -40,36 +42,15 @@ class CNN(nn.Module):
         for stage, width in enumerate(self.widths):
             x = nn.relu(_norm(is_training)()(_conv(width, strides=2 if stage else 1)(x)))
             x = nn.relu(_norm(is_training)()(_conv(width)(x)))
-        return _classify(x, self.num_classes, self.dropout, is_training)
+        x = jnp.mean(x, axis=(1, 2))
+        x = nn.Dropout(self.dropout, deterministic=not is_training)(x)
+        return nn.Dense(self.num_classes)(x)
 
 
-class ResNet(nn.Module):
-    """ResNet for small images: a 3×3 stem, then stages of two-convolution residual blocks."""
-
-    widths: tuple[int, ...]
-    blocks_per_stage: int
-    num_classes: int
-    dropout: float = 0
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
-        norm = _norm(is_training)
-        x = nn.relu(norm()(_conv(self.widths[0])(x)))
-        for stage, width in enumerate(self.widths):
-            for block in range(self.blocks_per_stage):
-                strides = 2 if stage and not block else 1
-                y = nn.relu(norm()(_conv(width, strides=strides)(x)))
-                y = norm()(_conv(width)(y))
-                if x.shape != y.shape:
-                    x = norm()(_conv(width, size=1, strides=strides)(x))
-                x = nn.relu(x + y)
-        return _classify(x, self.num_classes, self.dropout, is_training)
-
-
-def _conv(width: int, *, size: int = 3, strides: int = 1) -> nn.Conv:
+def _conv(width: int, *, strides: int = 1) -> nn.Conv:
     return nn.Conv(
         width,
-        (size, size),
+        (3, 3),
         strides=strides,
         use_bias=False,
         kernel_init=nn.initializers.he_normal(),
@@ -78,9 +59,3 @@ def _conv(width: int, *, size: int = 3, strides: int = 1) -> nn.Conv:
 
 def _norm(is_training: bool):
     return functools.partial(nn.BatchNorm, use_running_average=not is_training, momentum=0.9)
-
-
-def _classify(x, num_classes, dropout, is_training):
-    x = jnp.mean(x, axis=(1, 2))
-    x = nn.Dropout(dropout, deterministic=not is_training)(x)
-    return nn.Dense(num_classes)(x)
