@@ -18,6 +18,7 @@ each device's own (m = the device's examples) two T_g and one T_r.
 import csv
 import dataclasses
 import math
+import os
 import re
 import statistics
 import time
@@ -247,6 +248,8 @@ def write_model(path: Path) -> None:
 
 
 def main(options: Options) -> None:
+    # XLA:CPU has one thread a device, too few for steps that overlap.
+    os.environ.setdefault("NPROC", str(4 * max(options.devices)))
     jax.config.update("jax_num_cpu_devices", max(options.devices))
     if max(options.devices) > len(jax.devices()):
         raise SystemExit(f"--devices: there are only {len(jax.devices())} devices")

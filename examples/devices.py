@@ -6,6 +6,7 @@ one of a single device and has its results, to rounding.
 """
 
 import contextlib
+import os
 from typing import Any
 
 import jax
@@ -27,6 +28,8 @@ def make_mesh(num_devices: int) -> Mesh:
       ConfigError: where there are fewer.
     """
     if num_devices > 1:
+        # XLA:CPU has one thread a device; steps that overlap can take all and wait forever.
+        os.environ.setdefault("NPROC", str(4 * num_devices))
         with contextlib.suppress(RuntimeError):  # a backend has started: it has what it has
             jax.config.update("jax_num_cpu_devices", num_devices)
     of_process = [[] for _ in range(jax.process_count())]

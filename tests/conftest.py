@@ -8,6 +8,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"  # compile fast
 )
 
+os.environ.setdefault("NPROC", "32")  # threads: with one a device XLA:CPU can wait for itself
+
 import jax
 import pytest
 
