@@ -95,21 +95,25 @@ def top_hessian_eigenvalue(
         return jax.jvp(jax.grad(loss_fn), (params,), (vector,))[1]
 
     def iterate(carry, _):
-        previous, vector, beta = carry
+        previous, vector, beta, largest = carry
         product = hessian_product(vector)
         alpha = _tree.dot(vector, product)
         residual = _tree.subtract(
             _tree.subtract(product, _tree.scale(alpha, vector)), _tree.scale(beta, previous)
         )
+        # Beyond an invariant subspace all is rounding, the squares of which may underflow besides.
+        largest = jnp.maximum(largest, _tree.norm(product))
         next_beta = _tree.norm(residual)
+        next_beta = jnp.where(next_beta > 32 * jnp.finfo(beta.dtype).eps * largest, next_beta, 0)
         following = _tree.scale(_tree.safe_divide(1, next_beta), residual)
         is_alive = beta > 0
-        return (vector, following, next_beta), (alpha, next_beta, is_alive)
+        return (vector, following, next_beta, largest), (alpha, next_beta, is_alive)
 
     first = _random_unit(params, seed)
     zeros = jax.tree.map(jnp.zeros_like, first)
+    one = jnp.ones_like(_tree.norm(first))
     _, (alpha, beta, is_alive) = jax.lax.scan(
-        iterate, (zeros, first, jnp.ones_like(_tree.norm(first))), length=num_iterations
+        iterate, (zeros, first, one, 0 * one), length=num_iterations
     )
     # After β = 0 all that can be reached has been; α_1 <= λ_max fills what is left.
     alpha = jnp.where(jnp.cumprod(is_alive.astype(jnp.int32)) > 0, alpha, alpha[0])

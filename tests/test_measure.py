@@ -37,13 +37,14 @@ def quadratic(matrix, linear):
     ],
 )
 @pytest.mark.parametrize("num_iterations", [20, 60])
-def test_top_eigenvalue_of_a_quadratic(eigenvalues, num_iterations):
+@pytest.mark.parametrize("start", range(3))
+def test_top_eigenvalue_of_a_quadratic(eigenvalues, num_iterations, start):
     loss_fn = quadratic(symmetric(eigenvalues), jnp.ones(len(eigenvalues)))
     w = jnp.asarray(RNG.normal(size=len(eigenvalues)), jnp.float32)
-    found = top_hessian_eigenvalue(loss_fn, w, num_iterations=num_iterations)
+    found = top_hessian_eigenvalue(loss_fn, w, num_iterations=num_iterations, seed=start)
     assert found.dtype == jnp.float32
     scale = max(map(abs, eigenvalues))
-    np.testing.assert_allclose(found, max(eigenvalues), rtol=0, atol=1e-5 * scale)
+    np.testing.assert_allclose(found, max(eigenvalues), rtol=0, atol=3e-5 * scale)
 
 
 def test_top_eigenvalue_of_a_wide_spectrum():
