@@ -23,7 +23,7 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -71,14 +71,19 @@ class Options:
     """Results; figure and tables are written beside it."""
 
     def __post_init__(self):
-        for name, known in (("workloads", WORKLOADS), ("methods", METHODS)):
-            for value in getattr(self, name):
-                if value not in known:
-                    raise SystemExit(f"--{name}: {value!r} is none of {', '.join(known)}")
+        check_names(self, workloads=WORKLOADS, methods=METHODS)
         if self.draws < 1 or self.workers < 1:
             raise SystemExit("--draws and --workers must be at least 1")
         if set(self.seeds) & set(TUNING_SEEDS):
             raise SystemExit(f"--seeds must differ from the tuning seeds {TUNING_SEEDS}")
+
+
+def check_names(options: Any, **known: Collection[str]) -> None:
+    """Ends the program where an option names what is not among the known."""
+    for option, names in known.items():
+        for value in getattr(options, option):
+            if value not in names:
+                raise SystemExit(f"--{option}: {value!r} is none of {', '.join(names)}")
 
 
 def quick(options: Options) -> Options:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import arsam_jax
 from arsam_jax import correction, sampling
@@ -207,17 +208,11 @@ def _reuse(init, keep, limit) -> correction.Correction:
     return correction.Correction(init, fresh, stale)
 
 
-def _zeros(params):
-    return jax.tree.map(jnp.zeros_like, params)
-
-
 def _bounded(psf, grads, bound):
-    factor = jnp.minimum(1, bound * _norm(grads) / jnp.maximum(_norm(psf), 1e-30))
+    factor = jnp.minimum(
+        1, bound * optax.tree.norm(grads) / jnp.maximum(optax.tree.norm(psf), 1e-30)
+    )
     return jax.tree.map(lambda x: factor * x, psf)
-
-
-def _norm(tree):
-    return jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree)))
 
 
 def averaged() -> correction.Correction:
@@ -226,7 +221,7 @@ def averaged() -> correction.Correction:
     def keep(state, psf):
         return jax.tree.map(lambda old, new: 0.8 * old + 0.2 * new, state, psf)
 
-    return _reuse(_zeros, keep, lambda psf, grads, age: _bounded(psf, grads, BOUND))
+    return _reuse(optax.tree.zeros_like, keep, lambda psf, grads, age: _bounded(psf, grads, BOUND))
 
 
 def decaying() -> correction.Correction:
@@ -237,7 +232,7 @@ def decaying() -> correction.Correction:
     def limit(psf, grads, age):
         return _bounded(psf, grads, bound * 0.8 ** (age - 1).astype(jnp.float32))
 
-    return _reuse(_zeros, lambda state, psf: psf, limit)
+    return _reuse(optax.tree.zeros_like, lambda state, psf: psf, limit)
 
 
 def per_layer() -> correction.Correction:
@@ -246,7 +241,7 @@ def per_layer() -> correction.Correction:
     def limit(psf, grads, age):
         return jax.tree.map(lambda x, g: _bounded(x, g, BOUND), psf, grads)
 
-    return _reuse(_zeros, lambda state, psf: psf, limit)
+    return _reuse(optax.tree.zeros_like, lambda state, psf: psf, limit)
 
 
 def part_of_batch() -> probes.Probe:
@@ -258,7 +253,7 @@ def part_of_batch() -> probes.Probe:
         def part_grad_fn(params):
             return jax.grad(lambda params: example_loss_fn(params, part).mean())(params)
 
-        point = jax.tree.map(lambda w, g: w + rho * g / _norm(grads), params, grads)
+        point = jax.tree.map(lambda w, g: w + rho * g / optax.tree.norm(grads), params, grads)
         near, far = part_grad_fn(params), part_grad_fn(point)
         return jax.tree.map(lambda g, a, b: g + b - a, grads, near, far), state
 
@@ -269,7 +264,7 @@ def hessian_vector() -> probes.Probe:
     """g + ρ H g / ‖g‖, the PSF to first order; forward over reverse costs about two gradients."""
 
     def update(grads, state, params, *, rho, grad_fn, **extra_args):
-        direction = jax.tree.map(lambda g: rho * g / _norm(grads), grads)
+        direction = jax.tree.map(lambda g: rho * g / optax.tree.norm(grads), grads)
         _, psf = jax.jvp(grad_fn, (params,), (direction,))
         return jax.tree.map(jnp.add, grads, psf), state
 

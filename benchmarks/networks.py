@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from arsam_jax import models
+
 NUM_CLASSES = 10
 
 
@@ -31,22 +33,11 @@ class CNN(nn.Module):
         return nn.Dense(NUM_CLASSES)(x.mean((1, 2)))
 
 
-class ResNet18(nn.Module):
-    """ResNet-18 with the stem for small images, computed in bfloat16."""
+class ResNet18(models.ResNet18):
+    """In training, unless said otherwise."""
 
-    @nn.compact
-    def __call__(self, x):
-        conv = functools.partial(nn.Conv, use_bias=False, dtype=jnp.bfloat16)
-        norm = functools.partial(nn.BatchNorm, use_running_average=False, dtype=jnp.bfloat16)
-        x = nn.relu(norm()(conv(64, (3, 3))(x)))
-        for width, first_stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-            for stride in (first_stride, 1):
-                y = nn.relu(norm()(conv(width, (3, 3), stride)(x)))
-                y = norm()(conv(width, (3, 3))(y))
-                if x.shape != y.shape:
-                    x = norm()(conv(width, (1, 1), stride)(x))
-                x = nn.relu(x + y)
-        return nn.Dense(NUM_CLASSES)(x.mean((1, 2)).astype(jnp.float32))
+    def __call__(self, x, *, is_training=True):
+        return super().__call__(x, is_training=is_training)
 
 
 class VisionTransformer(nn.Module):
@@ -86,6 +77,6 @@ NETWORKS = {
     "cnn": Network(CNN(), SMALL),
     "mlp": Network(MLP(), SMALL),
     "transformer": Network(VisionTransformer(patch=7, width=128, depth=1, heads=4), SMALL),
-    "resnet18": Network(ResNet18(), COLOUR),
+    "resnet18": Network(ResNet18(NUM_CLASSES, dtype=jnp.bfloat16), COLOUR),
     "vit_s": Network(VisionTransformer(4, 384, depth=12, heads=6, dtype=jnp.bfloat16), COLOUR),
 }

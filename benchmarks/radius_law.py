@@ -156,10 +156,7 @@ class Options:
     """Where the search for SAM's setting is; read only."""
 
     def __post_init__(self):
-        for name, known in (("variants", VARIANTS), ("workloads", WORKLOADS)):
-            for value in getattr(self, name):
-                if value not in known:
-                    raise SystemExit(f"--{name}: {value!r} is none of {', '.join(known)}")
+        frontier.check_names(self, variants=VARIANTS, workloads=WORKLOADS)
         if self.workers < 1:
             raise SystemExit("--workers must be at least 1")
 

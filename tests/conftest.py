@@ -1,6 +1,7 @@
 """Every test runs on eight forced CPU devices with strict promotion of dtypes and ranks."""
 
 import os
+import socket
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -24,3 +25,28 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="module")
+def standard_promotion():
+    """What JAX does by default: Flax, optax's schedules and the example mix ranks and dtypes."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Where the data sets of a module's tests are prepared."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def free_port():
+    """A function that finds a port for a coordinator of processes."""
+
+    def find():
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            return server.getsockname()[1]
+
+    return find

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import socket
 import subprocess
 import sys
 
@@ -479,18 +478,15 @@ except ValueError as error:
 """
 
 
-def launch_two_processes(script):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def launch_two_processes(script, port):
     for process in [launch(script, port, i, devices=2) for i in range(2)]:
         output, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors[-3000:]
         yield output
 
 
-def test_a_process_that_was_resumed_from_another_step_is_found():
-    for output in launch_two_processes(ANOTHER_STEP):
+def test_a_process_that_was_resumed_from_another_step_is_found(free_port):
+    for output in launch_two_processes(ANOTHER_STEP, free_port()):
         assert "['step'] differs between devices or processes: 7, 8." in output
 
 
@@ -525,6 +521,6 @@ for name in here.IN_TWO_PROCESSES:
 IN_TWO_PROCESSES = ("arsam", "esam", "sparse_sam_fisher")  # gloo is slow, so not all of them
 
 
-def test_two_processes_equal_one_device_over_200_steps():
-    for output in launch_two_processes(IN_PROCESSES):
+def test_two_processes_equal_one_device_over_200_steps(free_port):
+    for output in launch_two_processes(IN_PROCESSES, free_port()):
         assert [output.count(f"equal: {name}\n") for name in IN_TWO_PROCESSES] == [1, 1, 1]

@@ -18,13 +18,6 @@ Y = jnp.asarray(np.random.default_rng(1).normal(size=(16, 1)), jnp.float32)
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.fixture
-def standard_promotion():
-    """Flax mixes ranks and dtypes."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 class LinenNet(nn.Module):
     @nn.compact
     def __call__(self, x, train):

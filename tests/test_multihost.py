@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,16 +49,7 @@ sys.exit(multihost.main(sys.argv[1:]))
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def usual_promotion():
-    """optax's schedules and normalisation by channel need what JAX does by default."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")
@@ -190,14 +180,12 @@ def start(environments, arguments, folder, port):
 
 
 @pytest.fixture
-def launch(tmp_path):
+def launch(tmp_path, free_port):
     """``start`` with a free port; leaves nothing running."""
     started = []
 
     def launch(environments, arguments):
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = server.getsockname()[1]
+        port = free_port()
         arguments = [argument.replace("PORT", str(port)) for argument in arguments]
         started.extend(start(environments, arguments, tmp_path, port))
         return started[-len(environments) :]
