@@ -12,16 +12,19 @@ import arsam_jax
 if TYPE_CHECKING:
     from examples.config import Config
 
-_NUM_MICROBATCHES = 2
+NUM_MICROBATCHES = 2
 
 # The first link of each method's chain, from the settings, the number of steps and the seed.
-# --rho, --alpha, --segment-length and --reuse-steps are settings; all else is as in the papers.
+# --rho, --alpha, --segment-length, --reuse-steps and --share are settings; all else is as in the
+# papers.
 METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] = {
     "sgd": lambda config, steps, seed: optax.identity(),
     "sam": lambda config, steps, seed: arsam_jax.sam(config.rho),
     "arsam": lambda config, steps, seed: _arsam(config, seed, config.reuse_steps),
     "arsam_a": lambda config, steps, seed: _arsam(config, seed, reuse_steps=0),
-    "budgeted_sam": lambda config, steps, seed: arsam_jax.budgeted_sam(config.rho),
+    "budgeted_sam": lambda config, steps, seed: arsam_jax.budgeted_sam(
+        config.rho, share=config.share
+    ),
     "sam_every_k": lambda config, steps, seed: arsam_jax.sam_every_k(config.rho, k=5),
     "looksam": lambda config, steps, seed: arsam_jax.looksam(config.rho),
     "ae_sam": lambda config, steps, seed: arsam_jax.ae_sam(config.rho, steps),
@@ -39,7 +42,7 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
     "asam": lambda config, steps, seed: arsam_jax.asam(config.rho),
     "gsam": lambda config, steps, seed: arsam_jax.gsam(config.rho, alpha=0.2),
     "usam": lambda config, steps, seed: arsam_jax.usam(config.rho),
-    "m_sam": lambda config, steps, seed: arsam_jax.m_sam(config.rho, _NUM_MICROBATCHES),
+    "m_sam": lambda config, steps, seed: arsam_jax.m_sam(config.rho, NUM_MICROBATCHES),
     "multi_step_sam": lambda config, steps, seed: arsam_jax.multi_step_sam(config.rho, num_steps=2),
     "momentum_sam": lambda config, steps, seed: arsam_jax.momentum_sam(config.rho),
     "friendly_sam": lambda config, steps, seed: arsam_jax.friendly_sam(config.rho),
@@ -50,6 +53,9 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
 
 # Where a sampled step costs something else than one gradient more, so 2 / (1 + %SAM) says nothing.
 OTHER_PRICES = {"esam", "multi_step_sam", "momentum_sam", "rw_sam", "saf", "mesa"}
+
+# Which look at the examples of a batch themselves, so that it cannot come in parts.
+OF_THE_WHOLE_BATCH = {"esam", "m_sam", "rw_sam"}
 
 
 def _arsam(config: Config, seed: int, reuse_steps: int) -> optax.GradientTransformation:
@@ -70,14 +76,16 @@ def perturbation_size(name: str, config: Config) -> int | None:
     """
     if name in ("sgd", "saf", "mesa"):
         return None
-    return config.batch_size // (_NUM_MICROBATCHES if name == "m_sam" else 1)
+    return config.batch_size // (NUM_MICROBATCHES if name == "m_sam" else 1)
 
 
 def make_method(
     name: str, config: Config, total_steps: int, seed: int
 ) -> optax.GradientTransformation:
     """The whole optimizer: methods differ in the first link alone."""
-    warmup_steps = round(config.warmup_epochs * total_steps / config.epochs)
+    warmup_steps = min(
+        round(config.warmup_epochs * total_steps / config.epochs), max(0, total_steps - 1)
+    )
     schedule = optax.warmup_cosine_decay_schedule(
         0, config.learning_rate, warmup_steps, total_steps
     )

@@ -64,3 +64,27 @@ def _number(text: str) -> float:
         return int(text)
     except ValueError:
         return float(text)
+
+
+class Events:
+    """TensorBoard event files of a run: ``tensorboard --logdir FOLDER``.
+
+    Args:
+      first_step: what earlier files of this run hold from here on is not shown.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int):
+        from tensorboardX import SummaryWriter  # slow to import
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def add(self, group: str, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isnan(value):
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

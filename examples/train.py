@@ -2,37 +2,30 @@
 
 python -m examples.train                                      handwritten digits, 40 % wrong labels
 python -m examples.train --method sam arsam --seeds 0 1 --alpha 0.4
-python -m examples.train --dataset cifar10 --help             the settings for a data set
+python -m examples.train --config cifar100_wrn28_10_arsam     a row of a table of the paper
+python -m examples.train --config cifar10 --help              the settings of a file in configs/
+python -m examples.train --config cifar10 --smoke             tries them, without the data
 python -m examples.train --resume                             after an interruption
 python -m examples.train --devices 4                          each batch on four devices
 """
 
-import json
+import dataclasses
 import logging
-import os
-import platform
-import statistics
+import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich import progress
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from examples import config as settings
-from examples import data, loop, plots, processes
-from examples.methods import OTHER_PRICES, perturbation_size
-from examples.records import Table, write_json
+from examples import data, images, loop, noise, processes, report, runs
+from examples.methods import perturbation_size
 from examples.trainer import Trainer
 
-_PACKAGES = (
-    *("arsam-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
-    *("tensorflow-datasets", "numpy"),
-)
 _PROGRESS_COLUMNS = (
     progress.TextColumn("{task.description}"),
     progress.BarColumn(),
@@ -50,240 +43,161 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m examp
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         config = settings.parse(arguments)
+        if config.smoke:
+            if jax.process_count() > 1:
+                raise settings.ConfigError("--smoke is for one process")
+            with tempfile.TemporaryDirectory() as folder:
+                return _run(_smaller(config, Path(folder)), prog)
         settings.check_folder(config)
-        dataset = data.load(
-            config.dataset,
-            data_dir=config.data_dir,
-            data_files=config.data_files,
-            validation=config.validation,
-        )
-        trainer = Trainer(config, dataset)
-        unfinished = _unfinished(config)
-        processes.require_same("the settings", settings.to_dict(config))
-        processes.require_same("the runs that are finished", unfinished)
-    except (settings.ConfigError, data.DataError, processes.DisagreementError) as error:
-        return _report(error)
-    console = Console(quiet=not processes.is_main())
+        return _run(config, prog)
+    except (
+        *(settings.ConfigError, images.DataError, loop.CheckpointError),
+        *(processes.DisagreementError, runs.RunError, OSError),
+    ) as error:
+        console = Console(stderr=True, markup=False, highlight=False)
+        console.print(f"error: {error}", style="red", soft_wrap=True)
+        return 2
+
+
+def _run(config: settings.Config, prog: str) -> int:
+    trainer = Trainer(config, load(config))
+    noise.training_labels(trainer.data, config.noise, config.label_noise, config.seeds[0])
+    console = Console(quiet=not processes.is_main(), markup=False, highlight=False)
+    unfinished = _unfinished(config)
+    processes.require_same("the settings", settings.to_dict(config))
+    processes.require_same("the runs that are finished", unfinished)
     if processes.is_main():  # all have looked into the folder by now
         config.folder.mkdir(parents=True, exist_ok=True)
-        write_json(config.folder / settings.CONFIG_FILE, settings.to_dict(config))
+        if unfinished:
+            runs.save_environment(config.folder, trainer)
+        settings.write(config)
     console.print(_describe(config, trainer), highlight=False)
     with loop.stop_on_signal() as stop:
         try:
             _run_all(unfinished, trainer, console, stop)
-        except processes.DisagreementError as error:
-            return _report(error)
         except loop.StoppedError as interrupted:
             console.print(f"Saved, and stopped {interrupted}. Go on with:", highlight=False)
-            command = " ".join([prog, *settings.resume_arguments(config)])
-            console.print(f"  {command}", highlight=False, soft_wrap=True)
+            command = shlex.join([*prog.split(), *settings.resume_arguments(config)])
+            console.print(f"  {command}", soft_wrap=True)
             return 128 + (stop.signal or 0)
-    if processes.is_main():
-        _report_results(config, trainer, console)
+    if processes.is_main() and not config.smoke:
+        report.write([config.folder], console)
     return 0
 
 
-def _report_results(config: settings.Config, trainer: Trainer, console: Console) -> None:
-    """Prints the table; writes the summary and the plots."""
-    results = {
-        method: [
-            json.loads((_run_folder(config, method, seed) / loop.RESULT_FILE).read_text())
-            for seed in config.seeds
-        ]
-        for method in config.method
-    }
-    rows = _summarize(results)
-    console.print(_result_table(rows, config))
-    write_json(config.folder / "summary.json", _summary(config, trainer, results, rows))
-    paths = plots.save_plots(
-        config.folder,
-        {m: _read_tables(config, m, "steps.csv", loop.STEP_COLUMNS) for m in config.method},
-        {m: _read_tables(config, m, "epochs.csv", loop.EPOCH_COLUMNS) for m in config.method},
-        rows,
-        title=_title(config),
+def load(config: settings.Config) -> data.Dataset:
+    """The data of these settings; with --smoke, generated data of its shape."""
+    if config.smoke:
+        return data.generated(
+            config.dataset,
+            num_examples=2 * config.batch_size,
+            validation=config.validation > 0,
+            image_size=config.image_size,
+            data_files=config.data_files,
+        )
+    return data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        data_files=config.data_files,
+        validation=config.validation,
+        image_size=config.image_size,
+        train_examples=config.train_examples,
+        in_memory=not config.input_workers,
     )
-    console.print(f"Plots: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
-    console.print(f"Records and checkpoints: {config.folder}/METHOD/SEED/", highlight=False)
 
 
-def _unfinished(config: settings.Config) -> list[tuple[int, str]]:
-    """The seeds and methods without a result, in the order in which to run them.
+def _smaller(config: settings.Config, folder: Path) -> settings.Config:
+    """The same settings for two epochs of two small batches."""
+    parts = config.accumulate * max(1, config.devices)
+    return dataclasses.replace(
+        config,
+        output=folder,
+        seeds=config.seeds[: config.seeds_at_once],
+        epochs=2,
+        warmup_epochs=min(config.warmup_epochs, 1.0),
+        batch_size=min(config.batch_size, parts * max(1, 8 // parts)),
+        noise="symmetric" if Path(config.noise).is_file() else config.noise,  # it has too many
+        train_examples=0,
+        input_workers=0,
+        resume=False,
+    )
+
+
+def _unfinished(config: settings.Config) -> list[tuple[tuple[int, ...], str]]:
+    """The groups of seeds, and methods, without all results, in the order in which to run them.
 
     The methods of a seed run one after another, so that all of them see the same load of the
     machine.
     """
+    size = config.seeds_at_once
+    groups = [config.seeds[i : i + size] for i in range(0, len(config.seeds), size)]
     return [
-        (seed, method)
-        for seed in config.seeds
+        (seeds, method)
+        for seeds in groups
         for method in config.method
-        if not (_run_folder(config, method, seed) / loop.RESULT_FILE).exists()
+        if not all(
+            (loop.seed_folder(config.folder / method, s) / loop.RESULT_FILE).exists() for s in seeds
+        )
     ]
 
 
 def _run_all(
-    unfinished: list[tuple[int, str]], trainer: Trainer, console: Console, stop: loop.StopRequest
+    unfinished: list[tuple[tuple[int, ...], str]],
+    trainer: Trainer,
+    console: Console,
+    stop: loop.StopRequest,
 ) -> None:
     """Trains what has not been trained yet. Each method is compiled once, for all seeds."""
     step_fns = {}
-    for seed, method in unfinished:
-        if method not in step_fns:
+    for seeds, method in unfinished:
+        key = method, len(seeds)
+        if key not in step_fns:
             with console.status(f"compiling {method}"):
-                step_fns[method] = trainer.compile_step(method)
-        folder = _run_folder(trainer.config, method, seed)
-        _run_one(trainer, step_fns[method], method, seed, folder, console, stop)
+                step_fns[key] = trainer.compile_step(*key)
+        _run_one(trainer, step_fns[key], method, seeds, console, stop)
 
 
 def _run_one(
     trainer: Trainer,
     step_fn: Callable,
     method: str,
-    seed: int,
-    folder: Path,
+    seeds: tuple[int, ...],
     console: Console,
     stop: loop.StopRequest,
 ) -> None:
+    name = f"{method}, {loop.names(seeds)}"
     with progress.Progress(
         *_PROGRESS_COLUMNS, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(
-            f"{method}, seed {seed}", total=trainer.total_steps, now=loop.NO_PROGRESS
-        )
-        result = loop.train(
+        task = bar.add_task(name, total=trainer.total_steps, now=loop.NO_PROGRESS)
+        results = loop.train(
             trainer,
             step_fn,
             method,
-            seed,
-            folder,
+            seeds,
+            trainer.config.folder / method,
             on_progress=lambda step, now: bar.update(task, completed=step, now=now),
             should_stop=stop,
         )
-    console.print(
-        f"{method}, seed {seed}: {_accuracy_name(trainer.config)} accuracy"
-        f" {result['test_accuracy']:.1%}, {result['percent_sam']:.0f} %SAM,"
-        f" {result['seconds']:.1f} s",
-        highlight=False,
-    )
-
-
-def _summarize(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row for each method, of means over the seeds."""
-    rows = []
-    for method, runs in results.items():
-        accuracies = [run["test_accuracy"] for run in runs]
-        percent_sam = statistics.mean(run["percent_sam"] for run in runs)
-        rows.append(
-            {
-                "method": method,
-                "seeds": len(runs),
-                "test_accuracy": statistics.mean(accuracies),
-                "test_accuracy_std": statistics.stdev(accuracies) if len(runs) > 1 else None,
-                "percent_sam": percent_sam,
-                "images_per_second": statistics.mean(run["images_per_second"] for run in runs),
-                "seconds": statistics.mean(run["seconds"] for run in runs),
-                "ideal_speed_up": None if method in OTHER_PRICES else 2 / (1 + percent_sam / 100),
-            }
+    for result in results:
+        stopped = f", stopped after {result['epochs']} epochs"
+        console.print(
+            f"{method}, seed {result['seed']}: {runs.accuracy_name(trainer.config)} accuracy"
+            f" {result['accuracy']:.1%}, {result['percent_sam']:.0f} %SAM,"
+            f" {result['seconds']:.1f} s"
+            f"{stopped if result['epochs'] < trainer.config.epochs else ''}",
+            highlight=False,
         )
-    sam = [row["images_per_second"] for row in rows if row["method"] == "sam"]
-    for row in rows:
-        row["speed_up"] = row["images_per_second"] / sam[0] if sam else None
-    return rows
-
-
-def _result_table(rows: list[dict[str, Any]], config: settings.Config) -> RichTable:
-    table = RichTable(
-        title=_title(config),
-        caption="Mean ± standard deviation over seeds; accuracy after the last epoch. Images/s and"
-        " time include data loading, not compilation, evaluation and saving. Speed-up over SAM;"
-        " ideal = 2 / (1 + %SAM), where a sampled step costs one gradient more.",
-    )
-    table.add_column("method", overflow="fold")
-    for header in (
-        *(f"{_accuracy_name(config)} accuracy", "%SAM", "images/s", "time"),
-        *("speed-up", "ideal"),
-    ):
-        table.add_column(header, justify="right")
-    for row in rows:
-        std = row["test_accuracy_std"]
-        table.add_row(
-            row["method"],
-            f"{100 * row['test_accuracy']:.1f}"
-            + (" %" if std is None else f" ± {100 * std:.1f} %"),
-            f"{row['percent_sam']:.1f}",
-            f"{row['images_per_second']:,.0f}",
-            f"{row['seconds']:.1f} s",
-            "–" if row["speed_up"] is None else f"{row['speed_up']:.2f}",
-            "–" if row["ideal_speed_up"] is None else f"{row['ideal_speed_up']:.2f}",
-        )
-    return table
-
-
-def _summary(
-    config: settings.Config,
-    trainer: Trainer,
-    results: dict[str, list[dict[str, Any]]],
-    rows: list[dict[str, Any]],
-) -> dict[str, Any]:
-    dataset = trainer.data
-    return {
-        "table": rows,
-        "runs": [run for runs in results.values() for run in runs],
-        "settings": settings.to_dict(config),
-        "examples_a_perturbation": {m: perturbation_size(m, config) for m in config.method},
-        "data": {
-            "training_images": len(dataset.train_images),
-            "evaluation_images": len(dataset.test_images),
-            "evaluated_on": _accuracy_name(config),
-            "image_shape": dataset.train_images.shape[1:],
-            "classes": dataset.num_classes,
-        },
-        "versions": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in _PACKAGES},
-        "device": {
-            "platform": jax.default_backend(),
-            "kind": jax.devices()[0].device_kind,
-            "devices": trainer.mesh.size,
-            "processes": jax.process_count(),
-            "cpu_cores": os.cpu_count(),
-            "system": platform.platform(),
-        },
-    }
-
-
-def _read_tables(
-    config: settings.Config, method: str, file: str, columns: tuple[str, ...]
-) -> list[Table]:
-    tables = [Table(_run_folder(config, method, s) / file, columns) for s in config.seeds]
-    for table in tables:
-        table.load()
-    return tables
-
-
-def _run_folder(config: settings.Config, method: str, seed: int) -> Path:
-    return config.folder / method / f"seed{seed}"
-
-
-def _accuracy_name(config: settings.Config) -> str:
-    return "validation" if config.validation else "test"
-
-
-def _report(error: Exception) -> int:
-    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-    return 2
-
-
-def _title(config: settings.Config) -> str:
-    noise = f", {100 * config.label_noise:g} % label noise" if config.label_noise else ""
-    held_out = ", validation" if config.validation else ""
-    return f"{config.dataset}{noise}{held_out}"
 
 
 def _describe(config: settings.Config, trainer: Trainer) -> str:
     dataset = trainer.data
     shape = "×".join(map(str, dataset.train_images.shape[1:]))
+    num_evaluated = len(dataset.evaluation[1])
     saf = f"; SAF keeps {trainer.logit_memory_bytes / 1e6:.1f} MB of logits"
     return (
-        f"{_title(config)}: {len(dataset.train_images):,} training and"
-        f" {len(dataset.test_images):,} {_accuracy_name(config)} images of {shape};"
+        f"{runs.title(config)}: {len(dataset.train_images):,} training and"
+        f" {num_evaluated:,} {runs.accuracy_name(config)} images of {shape};"
         f" {config.model} with {trainer.num_params:,} parameters;"
         f" {config.epochs} epochs, {trainer.total_steps:,} steps; on {_devices(trainer)}"
         f"{saf if 'saf' in config.method else ''}{_effective_m(config)}"

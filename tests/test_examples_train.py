@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -15,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import arsam_jax
-from examples import augment, config, data, loop, methods, models, plots, records, train
+from examples import config, data, loop, methods, models, records, train
 from examples.trainer import STEP_METRICS, Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -27,9 +29,9 @@ TERMINATED_AT_STEP_23 = """
 import os, signal, sys
 from examples import train, trainer
 
-def compile_step(self, method):
+def compile_step(self, *key):
     calls = iter(range(1, 1000))
-    step_fn = original(self, method)
+    step_fn = original(self, *key)
     def terminated(*args):
         if next(calls) == 23:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -60,8 +62,8 @@ def step_fn(trainer):
 def reference(trainer, step_fn, tmp_path_factory):
     """The folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("reference")
-    loop.train(trainer, step_fn, "arsam", 7, folder)
-    return folder
+    loop.train(trainer, step_fn, "arsam", (7,), folder)
+    return folder / "seed7"
 
 
 def read_csv(path):
@@ -115,11 +117,11 @@ def test_history_is_whole(reference):
 @pytest.mark.parametrize("stops", [(1,), (13,), (20,), (59,)])
 def test_a_resumed_run_is_the_uninterrupted_one(stops, trainer, step_fn, reference, tmp_path):
     with pytest.raises(loop.StoppedError, match=rf"step {stops[0]} of 60"):
-        loop.train(trainer, step_fn, "arsam", 7, tmp_path, should_stop=stop_at(*stops))
-    assert not (tmp_path / loop.RESULT_FILE).exists()
-    result = loop.train(trainer, step_fn, "arsam", 7, tmp_path)
-    assert_same_run(tmp_path, reference)
-    assert result == json.loads((tmp_path / loop.RESULT_FILE).read_text())
+        loop.train(trainer, step_fn, "arsam", (7,), tmp_path, should_stop=stop_at(*stops))
+    assert not (tmp_path / "seed7" / loop.RESULT_FILE).exists()
+    (result,) = loop.train(trainer, step_fn, "arsam", (7,), tmp_path)
+    assert_same_run(tmp_path / "seed7", reference)
+    assert result == json.loads((tmp_path / "seed7" / loop.RESULT_FILE).read_text())
 
 
 def test_a_run_stopped_at_every_third_step_is_the_uninterrupted_one(
@@ -127,9 +129,9 @@ def test_a_run_stopped_at_every_third_step_is_the_uninterrupted_one(
 ):
     for _ in range(19):
         with pytest.raises(loop.StoppedError):
-            loop.train(trainer, step_fn, "arsam", 7, tmp_path, should_stop=stop_at(3))
-    loop.train(trainer, step_fn, "arsam", 7, tmp_path)
-    assert_same_run(tmp_path, reference)
+            loop.train(trainer, step_fn, "arsam", (7,), tmp_path, should_stop=stop_at(3))
+    loop.train(trainer, step_fn, "arsam", (7,), tmp_path)
+    assert_same_run(tmp_path / "seed7", reference)
 
 
 def test_a_crash_loses_and_doubles_no_row(trainer, step_fn, reference, tmp_path, monkeypatch):
@@ -143,12 +145,12 @@ def test_a_crash_loses_and_doubles_no_row(trainer, step_fn, reference, tmp_path,
     save = loop._save
     monkeypatch.setattr(loop, "_save", crash)
     with pytest.raises(RuntimeError, match="power cut"):
-        loop.train(trainer, step_fn, "arsam", 7, tmp_path)
+        loop.train(trainer, step_fn, "arsam", (7,), tmp_path)
     monkeypatch.undo()
-    assert len(read_csv(tmp_path / "steps.csv")) == 30
-    assert read_checkpoint(tmp_path)[0] == 20
-    loop.train(trainer, step_fn, "arsam", 7, tmp_path)
-    assert_same_run(tmp_path, reference)
+    assert len(read_csv(tmp_path / "seed7" / "steps.csv")) == 30
+    assert read_checkpoint(tmp_path / "seed7")[0] == 20
+    loop.train(trainer, step_fn, "arsam", (7,), tmp_path)
+    assert_same_run(tmp_path / "seed7", reference)
 
 
 def test_one_compiled_step_serves_every_seed(trainer, step_fn):
@@ -192,7 +194,7 @@ def test_end_to_end(data_dir, tmp_path, capsys):
             assert len(read_csv(folder / method / f"seed{seed}" / "steps.csv")) == 60
     for name in ("accuracy", "sampling", "norms"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "report.json").read_text())
     rows = {row["method"]: row for row in summary["table"]}
     assert rows["sgd"]["percent_sam"] == 0
     assert rows["sam"]["percent_sam"] == 100
@@ -209,8 +211,22 @@ def test_end_to_end(data_dir, tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.csv")}
     errors = capsys.readouterr().err
     assert "is not empty" in errors
-    assert train.main([*arguments, "--resume", "--epochs", "7"]) == 2
-    assert "--epochs 6 → 7" in capsys.readouterr().err
+    for changed, message in (
+        (("--epochs", "7"), "--epochs 6 → 7"),
+        (("--seeds-at-once", "2"), "--seeds-at-once 1 → 2"),
+        (("--config", "cifar10"), "is not of --config cifar10"),
+    ):
+        named = ("--name", "digits") if "--config" in changed else ()
+        assert train.main([*arguments, "--resume", *named, *changed]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert train.main([*arguments, "--resume", "--seeds", "2", "--method", "sgd"]) == 0
+    stored = config.read(folder / config.CONFIG_FILE)
+    assert (stored.method, stored.seeds) == (("sgd", "sam", "arsam"), (0, 1, 2))
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["data"]["training_images"] = 999
+    records.write_json(folder / "environment.json", environment)
+    assert train.main([*arguments, "--resume", "--seeds", "3"]) == 2
+    assert "was trained on other data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -218,15 +234,29 @@ def test_end_to_end(data_dir, tmp_path, capsys):
     [
         (["--learning-rate", "-1"], "--learning-rate must not be negative"),
         (["--rho", "nan"], "--rho must not be negative"),
-        (["--method", "smart"], "no method smart; there are sgd, sam, arsam"),
+        (["--method", "smart"], "--method: there is no smart; there are sgd, sam, arsam"),
         (["--method", "sam", "sam"], "--method names one twice"),
         (["--label-noise", "1"], r"--label-noise must be in \[0, 1\)"),
         (["--validation", "-0.1"], r"--validation must be in \[0, 1\)"),
         (["--seeds"], "--seeds needs at least one"),
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--warmup-epochs", "500"], "--warmup-epochs must be less than --epochs"),
-        (["--model", "vit"], "--model must be one of cnn, resnet18"),
+        (["--model", "vit"], "--model: there is no vit; there are cnn, resnet18"),
+        (["--dtype", "float16"], "--dtype: there is no float16; there are float32, bfloat16"),
+        (["--augment", "crop", "blur"], "--augment: there is no blur; there are crop, mirror"),
+        (["--share", "0"], r"--share must be in \(0, 1\]"),
+        (["--patience", "3"], "--patience needs --validation"),
+        (["--keep-best"], "--keep-best needs --validation"),
+        (["--accumulate", "2", "--method", "sam", "esam"], "--accumulate is not for esam"),
+        (["--config", "cifar10_resnet18_arsm"], "no config .*Did you mean cifar10_resnet18_arsam"),
+        (["--config", "none.py"], "no config 'none.py'"),
         (["--name", "a/b"], "one folder name"),
+        (["--epochs", "1"], "--warmup-epochs 0 is no warm-up"),
+        (["--noise", "symetric"], "symetric is none of symmetric, asymmetric, and no file"),
+        (["--noise", "asymmetric", "--label-noise", "0"], "asymmetric needs --label-noise"),
+        (["--noise", "README.md"], "README.md gives the labels; that needs --label-noise 0"),
+        (["--data-files", "here"], "--data-files is for fashion_mnist, tiny_imagenet"),
+        (["--method", "m_sam", "--batch-size", "7"], "m_sam needs a --batch-size divisible by 2"),
     ],
 )
 def test_bad_settings_are_errors(arguments, message):
@@ -256,7 +286,7 @@ def test_help_shows_the_recipe_of_the_data_set(capsys):
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_takes_the_same_train_step(method, trainer):
-    state = trainer.new_state(method, seed=0)
+    state = trainer.new_state(method, 0)
     images, labels = trainer.data.train_images[:100], trainer.data.train_labels[:100]
     new_state, metrics = jax.eval_shape(
         trainer._train_step, state, images, labels, np.arange(100, dtype=np.int32)
@@ -265,23 +295,10 @@ def test_every_method_takes_the_same_train_step(method, trainer):
     assert metrics.shape == (len(STEP_METRICS),)
 
 
-def test_plots_survive_a_diverged_run(tmp_path):
-    nan = float("nan")
-    steps = records.Table(tmp_path / "steps.csv", loop.STEP_COLUMNS)
-    for step in range(1, 9):
-        steps.append(**dict.fromkeys(loop.STEP_COLUMNS, nan) | {"step": step, "sampled": 1})
-    epochs = records.Table(tmp_path / "epochs.csv", loop.EPOCH_COLUMNS)
-    epochs.append(**dict.fromkeys(loop.EPOCH_COLUMNS, 1) | {"train_loss": nan})
-    row = {"method": "sam", "seconds": 1.0, "test_accuracy": nan, "test_accuracy_std": None}
-    paths = plots.save_plots(tmp_path, {"sam": [steps]}, {"sam": [epochs]}, [row], "diverged")
-    names = ["accuracy.png", "cost.png", "sampling.png", "norms.png"]
-    assert [path.name for path in paths] == names
-
-
 @pytest.mark.parametrize("method", ["saf", "mesa"])
 def test_saf_and_mesa_keep_a_trajectory_and_add_its_term(method, trainer):
     step = jax.jit(trainer._train_step)
-    state = trainer.new_state(method, seed=0)
+    state = trainer.new_state(method, 0)
     state = state.replace(trajectory=jax.tree.map(lambda x: x + 0.1, state.trajectory))
     index = np.arange(20, 50, dtype=np.int32)
     images, labels = trainer.data.train_images[index], trainer.data.train_labels[index]
@@ -309,11 +326,11 @@ def test_all_means_every_method():
 
 
 def test_resumed_settings_come_from_the_folder(tmp_path):
-    settings = config.parse(["--epochs", "7", "--dataset", "cifar10", "--output", str(tmp_path)])
+    settings = config.parse(["--epochs", "7", "--config", "cifar10", "--output", str(tmp_path)])
     settings.folder.mkdir()
     records.write_json(settings.folder / config.CONFIG_FILE, config.to_dict(settings))
-    resumed = config.parse(["--resume", "--name", "cifar10", "--output", str(tmp_path)])
-    assert (resumed.epochs, resumed.dataset, resumed.width) == (7, "cifar10", 64)
+    resumed = config.parse(["--resume", "--config", "cifar10", "--output", str(tmp_path)])
+    assert (resumed.epochs, resumed.dataset, resumed.model) == (7, "cifar10", "resnet18")
     config.check_folder(resumed)
 
 
@@ -360,11 +377,270 @@ def test_resnet18_has_the_parameters_of_the_original():
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 11_173_962
 
 
-def test_augmentation_keeps_the_shape_and_cuts_a_square():
-    images = np.ones((16, 32, 32, 3), np.float32)
-    augmented = jax.jit(augment.crop_mirror_and_cutout)(jax.random.key(0), images)
-    assert augmented.shape == images.shape
-    kept = np.asarray(augmented).mean((1, 2, 3))
-    assert (kept < 1).all()
-    assert len(np.unique(kept)) > 1
-    assert kept.min() > 0.4
+def make_trainer(data_dir, *arguments):
+    settings = config.parse([*TINY, "--data-dir", str(data_dir), *arguments])
+    return Trainer(settings, train.load(settings))
+
+
+def take_steps(trainer, method, num_steps, *, seed=7):
+    """The state and the metrics after the first steps of a run."""
+    state, metrics = trainer.new_state(method, seed), []
+    step, order = jax.jit(trainer._train_step), loop._order(trainer, (seed,))
+    for i in range(num_steps):
+        index = order(i)
+        images, labels = trainer.data.train_images[index], trainer.data.train_labels[index]
+        state, values = step(state, *trainer.batch(images, labels, index))
+        metrics.append(dict(zip(STEP_METRICS, np.asarray(values), strict=True)))
+    return state, metrics
+
+
+@pytest.mark.parametrize("method", ["sam", "saf", "mesa"])
+def test_accumulation_has_the_result_of_the_whole_batch(method, data_dir):
+    """Where examples do not see each other: without BatchNorm, and without dropout."""
+    arguments = ("--model", "vit_s", "--width", "64", "--depth", "1", "--dropout", "0")
+    arguments = (*arguments, "--learning-rate", "0.5", "--warmup-epochs", "0")
+    states, histories = [], []
+    for parts in ("1", "4"):
+        trainer = make_trainer(data_dir, *arguments, "--accumulate", parts)
+        state, metrics = take_steps(trainer, method, 3)
+        states.append(state)
+        histories.append([values["loss"] for values in metrics])
+    np.testing.assert_allclose(*histories, rtol=1e-5)
+    for a, b in zip(*(jax.tree.leaves(state.params) for state in states), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_accumulation_normalises_each_part(data_dir):
+    states = []
+    for parts in ("1", "4"):
+        trainer = make_trainer(data_dir, "--dropout", "0", "--accumulate", parts)
+        states.append(take_steps(trainer, "sgd", 1)[0])
+    name = next(iter(states[0].batch_stats))
+    once, four_times = (state.batch_stats[name]["var"] - 1 for state in states)
+    # 0.9 of the running statistics are kept, once or for each of four parts of like statistics.
+    np.testing.assert_allclose(four_times / once, (1 - 0.9**4) / (1 - 0.9), rtol=0.15)
+
+
+def test_label_smoothing_spreads_the_targets(data_dir):
+    trainer = make_trainer(data_dir, "--label-smoothing", "0.3", "--dropout", "0")
+    index = np.arange(100, dtype=np.int32)
+    images, labels = trainer.data.train_images[:100], trainer.data.train_labels[:100]
+    state = trainer.new_state("sgd", 0)
+    logits, _ = trainer.model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        trainer._normalize(jnp.float32(images)),
+        is_training=True,
+        mutable=["batch_stats"],
+    )
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    expected = -(0.7 * log_p[np.arange(100), labels] + 0.3 * log_p.mean(1)).mean()
+    _, metrics = trainer._train_step(state, images, labels, index)
+    assert float(metrics[STEP_METRICS.index("loss")]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_evaluated_average_is_the_recurrence(data_dir):
+    trainer = make_trainer(data_dir, "--ema-decay", "0.5", "--learning-rate", "0.5")
+    expected = trainer.new_state("sgd", 7).params
+    for step in range(1, 4):
+        state, _ = take_steps(trainer, "sgd", step)
+        decay = min(0.5, step / (9 + step))
+        expected = jax.tree.map(lambda a, w, d=decay: d * a + (1 - d) * w, expected, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.ema[0], expected)
+    images, labels = trainer.data.evaluation
+    averaged = state.replace(params=state.ema.params, batch_stats=state.ema.batch_stats, ema=None)
+    assert trainer.accuracy(state, images, labels) == trainer.accuracy(averaged, images, labels)
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_bfloat16_computes_and_keeps_float32(model, data_dir):
+    width = {"mobilenet": "4", "wrn28_10": "16", "vit_s": "64", "pyramidnet110": "9"}.get(
+        model, "2"
+    )
+    depth = {"wrn28_10": "10", "vit_s": "1", "pyramidnet110": "8"}.get(model, "0")
+    trainer = make_trainer(
+        data_dir, "--model", model, "--dtype", "bfloat16", "--width", width, "--depth", depth
+    )
+    state = trainer.new_state("sam", 0)
+    arguments = np.zeros((100, 8, 8, 1), np.uint8), np.zeros(100, np.int32), np.zeros(100, np.int32)
+    jaxpr = jax.make_jaxpr(trainer._train_step)(state, *arguments)
+    new_state, metrics = jax.eval_shape(trainer._train_step, state, *arguments)
+    assert metrics.dtype == jnp.float32
+    for tree in (new_state.params, new_state.batch_stats, new_state.opt_state):
+        for leaf in jax.tree.leaves(tree):
+            assert leaf.dtype != jnp.bfloat16
+    products = [
+        eqn.outvars[0].aval.dtype
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name in ("conv_general_dilated", "dot_general")
+    ]
+    assert products.count(jnp.bfloat16) > len(products) / 2
+
+
+def test_seeds_at_once_are_the_seeds_one_by_one(data_dir, tmp_path):
+    """The same decisions, and the same values to rounding."""
+    trainer = make_trainer(data_dir)
+    step_fn = trainer.compile_step("arsam")
+    for seed in (7, 8):
+        loop.train(trainer, step_fn, "arsam", (seed,), tmp_path / "one")
+    step_fn = trainer.compile_step("arsam", 2)
+    with pytest.raises(loop.StoppedError, match="seeds 7, 8, at step 13"):
+        loop.train(trainer, step_fn, "arsam", (7, 8), tmp_path / "both", should_stop=stop_at(13))
+    results = loop.train(trainer, step_fn, "arsam", (7, 8), tmp_path / "both")
+    assert [result["seed"] for result in results] == [7, 8]
+    for seed in (7, 8):
+        one, both = (read_csv(tmp_path / f / f"seed{seed}" / "steps.csv") for f in ("one", "both"))
+        assert [row["sampled"] for row in both] == [row["sampled"] for row in one]
+        np.testing.assert_allclose(
+            *([float(row["loss"]) for row in rows] for rows in (one, both)), rtol=1e-2
+        )
+
+
+def test_the_best_checkpoint_is_kept_and_tested_and_training_stops_early(data_dir, tmp_path):
+    arguments = (
+        *("--validation", "0.3", "--keep-best", "--patience", "2", "--final-test"),
+        *("--epochs", "40", "--batch-size", "50", "--learning-rate", "0.3", "--width", "4"),
+    )
+    trainer = make_trainer(data_dir, *arguments)
+    step_fn = trainer.compile_step("sgd")
+    with pytest.raises(loop.StoppedError):
+        loop.train(trainer, step_fn, "sgd", (1,), tmp_path, should_stop=stop_at(40))
+    (result,) = loop.train(trainer, step_fn, "sgd", (1,), tmp_path)
+    accuracies = [float(row["accuracy"]) for row in read_csv(tmp_path / "seed1" / "epochs.csv")]
+    assert result["epochs"] == len(accuracies) == result["best_epoch"] + 2 < 40
+    assert result["evaluated_on"] == "validation"
+    assert accuracies.index(max(accuracies)) == result["best_epoch"] - 1
+    with ocp.CheckpointManager((tmp_path / "seed1" / "best").absolute()) as best:
+        assert best.all_steps() == [result["best_epoch"] * trainer.steps_per_epoch]
+        state, _ = loop._restore(best, best.latest_step(), trainer.new_state("sgd", 1))
+    assert trainer.accuracy(state, *trainer.data.evaluation) == result["best_accuracy"]
+    test = trainer.accuracy(state, trainer.data.test_images, trainer.data.test_labels)
+    assert test == result["test_accuracy"]
+
+
+def test_images_that_workers_read_train_alike(data_dir, tmp_path):
+    losses = []
+    for workers in ("0", "1"):
+        trainer = make_trainer(data_dir, "--input-workers", workers, "--epochs", "2")
+        step_fn = trainer.compile_step("sgd")
+        folder = tmp_path / workers
+        if workers == "1":  # resumed in the middle of an epoch
+            with pytest.raises(loop.StoppedError):
+                loop.train(trainer, step_fn, "sgd", (7,), folder, should_stop=stop_at(13))
+        loop.train(trainer, step_fn, "sgd", (7,), folder)
+        losses.append((folder / "seed7" / "steps.csv").read_bytes())
+    assert losses[0] == losses[1]
+
+
+def test_tensorboard_shows_every_step_once_after_a_crash(
+    trainer, step_fn, reference, tmp_path, monkeypatch
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(trainer, "config", config.parse([*TINY, "--tensorboard"]))
+    save, saves = loop._save, iter(range(100))
+
+    def crash(*args):
+        if next(saves) == 2:
+            raise RuntimeError("power cut")
+        save(*args)
+
+    monkeypatch.setattr(loop, "_save", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        loop.train(trainer, step_fn, "arsam", (7,), tmp_path)
+    monkeypatch.setattr(loop, "_save", save)
+    loop.train(trainer, step_fn, "arsam", (7,), tmp_path)
+    events = EventAccumulator(str(tmp_path / "seed7"), size_guidance={"scalars": 0}).Reload()
+    losses = events.Scalars("step/loss")
+    assert [event.step for event in losses] == list(range(1, 61))
+    expected = [float(row["loss"]) for row in read_csv(reference / "steps.csv")]
+    np.testing.assert_allclose([event.value for event in losses], expected, rtol=1e-6)
+    assert [event.step for event in events.Scalars("epoch/accuracy")] == list(range(10, 61, 10))
+
+
+def run_program(*arguments, prelude="", **kwargs):
+    code = f"{prelude}\nimport sys\nfrom examples import train\nsys.exit(train.main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
+
+
+def test_a_run_killed_at_random_moments_is_the_uninterrupted_one(data_dir, reference, tmp_path):
+    """SIGKILL, while it starts, trains, or writes tables and checkpoints, as after every step."""
+    place = ("--output", str(tmp_path), "--name", "killed")
+    arguments = [*TINY, "--method", "arsam", "--seeds", "7", "--data-dir", str(data_dir), *place]
+    every_step = "from examples import loop; loop._STEPS_PER_FETCH = 1"
+    run, rng = tmp_path / "killed" / "arsam" / "seed7", np.random.default_rng()
+    delays = [rng.uniform(0, 8), rng.uniform(0, 0.5), rng.uniform(0, 0.5)]
+    for kill, delay in enumerate(delays):
+        if (tmp_path / "killed" / config.CONFIG_FILE).exists():
+            arguments = ["--resume", *place]
+        process, before = run_program(*arguments, prelude=every_step), latest_step(run)
+        while kill and process.poll() is None and latest_step(run) == before:
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    assert latest_step(run) > 0, delays
+    assert train.main(["--resume", *place]) == 0, delays
+    assert_same_run(run, reference)
+
+
+def latest_step(run):
+    """Of the checkpoints that are whole."""
+    names = [path.name for path in (run / "checkpoint").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+NO_LARGE_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+"""
+
+
+def test_a_disk_that_takes_no_more_is_an_error_and_nothing_is_lost(data_dir, reference, tmp_path):
+    place = ("--output", str(tmp_path), "--name", "full")
+    arguments = [*TINY, "--method", "arsam", "--seeds", "7", "--data-dir", str(data_dir), *place]
+    run = tmp_path / "full" / "arsam" / "seed7"
+    settings = config.parse(arguments)
+    trainer = Trainer(settings, train.load(settings))
+    settings.folder.mkdir()
+    records.write_json(settings.folder / config.CONFIG_FILE, config.to_dict(settings))
+    with pytest.raises(loop.StoppedError):
+        loop.train(
+            *(trainer, trainer.compile_step("arsam"), "arsam", (7,), run.parent),
+            should_stop=stop_at(23),
+        )
+    process = run_program("--resume", *place, prelude=NO_LARGE_FILES)
+    output = " ".join(process.communicate()[0].split())
+    assert process.returncode == 2, output
+    assert "error: the checkpoint of step 30 cannot be written" in output
+    assert "step 23 is kept" in output
+    assert read_checkpoint(run)[0] == 23
+    assert train.main(["--resume", *place]) == 0
+    assert_same_run(run, reference)
+
+
+def test_a_wrong_or_damaged_checkpoint_is_an_error_and_stays(trainer, step_fn, reference, tmp_path):
+    other = make_trainer(trainer.config.data_dir, "--width", "3")
+    for name in ("wrong", "damaged"):
+        shutil.copytree(reference, tmp_path / name / "seed7")
+        (tmp_path / name / "seed7" / loop.RESULT_FILE).unlink()
+    with pytest.raises(
+        loop.CheckpointError, match=r"wrong/seed7/checkpoint is damaged, or of another"
+    ):
+        loop.train(other, other.compile_step("arsam"), "arsam", (7,), tmp_path / "wrong")
+    for file in (tmp_path / "damaged").rglob("checkpoint/60/state/**/*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(loop.CheckpointError, match="To train this run anew, delete that folder"):
+        loop.train(trainer, step_fn, "arsam", (7,), tmp_path / "damaged")
+    assert read_checkpoint(tmp_path / "wrong" / "seed7")[0] == 60
+    steps = tmp_path / "wrong" / "seed7" / "steps.csv"
+    steps.write_text("".join(steps.open().readlines()[:40]))
+    with pytest.raises(loop.CheckpointError, match=r"steps.csv or .* is damaged: not the 60 steps"):
+        loop.train(trainer, step_fn, "arsam", (7,), tmp_path / "wrong")

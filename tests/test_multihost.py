@@ -34,9 +34,9 @@ PROGRAM = """
 import os, sys, time
 from examples import multihost, trainer
 
-def compile_step(self, method):
+def compile_step(self, *key):
     calls = iter(range(1, 1000))
-    step_fn = original(self, method)
+    step_fn = original(self, *key)
     def slow_step_fn(*args):
         if next(calls) == int(os.environ.get("SIGNAL_AFTER", 0)):
             os.kill(os.getpid(), int(os.environ["SIGNAL"]))
@@ -67,8 +67,8 @@ def step_fns(trainers):
 def reference(trainers, step_fns, tmp_path_factory):
     """The folder of a run of one device that nothing interrupted."""
     folder = tmp_path_factory.mktemp("reference")
-    loop.train(trainers[0], step_fns[0], "arsam", 7, folder)
-    return folder
+    loop.train(trainers[0], step_fns[0], "arsam", (7,), folder)
+    return folder / "seed7"
 
 
 def assert_equal_to_rounding(folder, expected):
@@ -83,13 +83,13 @@ def assert_equal_to_rounding(folder, expected):
             assert run.column(column) == whole.column(column)
         for column, rtol in tolerance.items():
             np.testing.assert_allclose(run.column(column), whole.column(column), rtol=rtol)
-    accuracy = run.column("test_accuracy")
-    np.testing.assert_allclose(accuracy, whole.column("test_accuracy"), atol=3 / 797)
+    accuracy = run.column("accuracy")
+    np.testing.assert_allclose(accuracy, whole.column("accuracy"), atol=3 / 797)
 
 
 def test_four_devices_have_the_results_of_one(trainers, step_fns, reference, tmp_path):
-    loop.train(trainers[4], step_fns[4], "arsam", 7, tmp_path)
-    assert_equal_to_rounding(tmp_path, reference)
+    loop.train(trainers[4], step_fns[4], "arsam", (7,), tmp_path)
+    assert_equal_to_rounding(tmp_path / "seed7", reference)
 
 
 @pytest.mark.parametrize("counts", [(4, 0), (0, 4)])
@@ -98,11 +98,11 @@ def test_a_resumed_run_may_have_other_devices(counts, trainers, step_fns, refere
     calls = iter(range(1, 1000))
     with pytest.raises(loop.StoppedError):
         loop.train(
-            *(trainers[first], step_fns[first], "arsam", 7, tmp_path),
+            *(trainers[first], step_fns[first], "arsam", (7,), tmp_path),
             should_stop=lambda: next(calls) == 23,
         )
-    loop.train(trainers[second], step_fns[second], "arsam", 7, tmp_path)
-    assert_equal_to_rounding(tmp_path, reference)
+    loop.train(trainers[second], step_fns[second], "arsam", (7,), tmp_path)
+    assert_equal_to_rounding(tmp_path / "seed7", reference)
 
 
 def test_a_batch_is_split_and_the_state_is_whole(trainers, step_fns):
@@ -112,7 +112,8 @@ def test_a_batch_is_split_and_the_state_is_whole(trainers, step_fns):
         assert leaf.is_fully_replicated
     (_, split, *_), _ = step_fns[4].input_shardings
     assert split.shard_shape((100, 8, 8, 1)) == (25, 8, 8, 1)
-    batch = trainers[4].batch(trainers[4].data.train_labels, np.arange(100))
+    data, index = trainers[4].data, np.arange(100)
+    batch = trainers[4].batch(data.train_images[index], data.train_labels[index], index)
     state, _ = step_fns[4](state, *batch)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
 
@@ -123,7 +124,7 @@ def test_no_example_of_a_batch_is_lost_or_doubled(num_processes, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: num_processes)
     for index in range(num_processes):
         monkeypatch.setattr(jax, "process_index", lambda: index)
-        parts.append(devices.own_rows(batch))
+        parts.append(batch[devices.own_rows(100)])
     assert {len(part) for part in parts} == {100 // num_processes}
     np.testing.assert_array_equal(np.concatenate(parts), batch)
 
@@ -134,6 +135,7 @@ def test_no_example_of_a_batch_is_lost_or_doubled(num_processes, monkeypatch):
         (["--devices", "9"], "--devices 9, but there are 8 (cpu)"),
         (["--devices", "8", "--batch-size", "100"], "100 is no multiple of the 8 devices"),
         (["--devices", "-1"], "--devices must not be negative"),
+        (["--devices", "2", "--seeds-at-once", "2"], "--seeds-at-once is for one device, not 2"),
     ],
 )
 def test_devices_that_are_not_there_are_an_error(arguments, message, data_dir, tmp_path, capsys):
@@ -157,7 +159,7 @@ def test_processes_that_differ_stop(trainers, step_fns, tmp_path, monkeypatch):
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda digest: next(both))
     processes.require_same("nothing", 1)
     with pytest.raises(processes.DisagreementError, match=r"step of the checkpoint in .*has None"):
-        loop.train(trainers[0], step_fns[0], "arsam", 7, tmp_path)
+        loop.train(trainers[0], step_fns[0], "arsam", (7,), tmp_path)
 
 
 def start(environments, arguments, folder, port):
@@ -248,9 +250,9 @@ def test_processes_have_the_results_of_one_through_stop_death_and_resumption(
     assert list((run / "checkpoint").glob("[1-9]*"))
 
     # Resumed in one process.
-    shutil.copytree(run, tmp_path / "alone")
-    loop.train(trainers[0], step_fns[0], "arsam", 7, tmp_path / "alone")
-    assert_equal_to_rounding(tmp_path / "alone", reference)
+    shutil.copytree(run, tmp_path / "alone" / "seed7")
+    loop.train(trainers[0], step_fns[0], "arsam", (7,), tmp_path / "alone")
+    assert_equal_to_rounding(tmp_path / "alone" / "seed7", reference)
 
     # Resumed by hand in both, now with two devices each.
     by_hand = ("--coordinator", "127.0.0.1:PORT", "--num-processes", "2", "--devices", "2")
@@ -259,7 +261,7 @@ def test_processes_have_the_results_of_one_through_stop_death_and_resumption(
     assert_equal_to_rounding(run, reference)
     assert "4 devices of 2 processes" in output(0, "out")
     assert "arsam" not in output(1, "out")
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "run" / "report.json").read_text())
     assert (summary["device"]["devices"], summary["device"]["processes"]) == (4, 2)
     assert summary["examples_a_perturbation"] == {"arsam": 100}
     assert not list((tmp_path / "run").rglob("*.tmp"))
