@@ -139,6 +139,7 @@ def idx(array, sizes=None):
             "label 10; the classes are 0 to 9",
         ),
     ],
+    ids=["magic", "plain", "cut", "short", "fewer_labels", "label_10"],
 )
 def test_broken_idx_files_are_errors_that_name_them(content, message, tmp_path):
     write_idx_folder(tmp_path, seed=0)
