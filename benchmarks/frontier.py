@@ -135,7 +135,7 @@ def candidates(center: Setting, draws: int) -> list[Setting]:
     settings = [center]
     for i in range(1, draws):
         factors = (
-            low * (high / low) ** _halton(i, base)
+            low * (high / low) ** halton(i, base)
             for (low, high), base in zip(RANGES, (2, 3, 5), strict=True)
         )
         values = (float(f"{x * f:.4g}") for x, f in zip(center, factors, strict=True))
@@ -143,7 +143,8 @@ def candidates(center: Setting, draws: int) -> list[Setting]:
     return settings
 
 
-def _halton(index: int, base: int) -> float:
+def halton(index: int, base: int) -> float:
+    """The van der Corput sequence in this base, in [0, 1); one base a dimension is Halton's."""
     value, digit = 0.0, 1.0
     while index:
         index, remainder = divmod(index, base)
@@ -232,7 +233,7 @@ def in_order(rows: dict[Run, dict]) -> list[dict]:
     return [rows[run] for run in sorted(known, key=place)]
 
 
-def append_row(path: Path, row: dict) -> None:
+def append_row(path: Path, row: dict, columns: Sequence[str] = COLUMNS) -> None:
     """Adds one whole line, on disk when this returns; removes a last line that was cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
@@ -241,7 +242,7 @@ def append_row(path: Path, row: dict) -> None:
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
         line = io.StringIO()
-        writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(line, columns, lineterminator="\n")
         if not whole:
             writer.writeheader()
         writer.writerow(

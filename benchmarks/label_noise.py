@@ -13,7 +13,6 @@ goes on where it was interrupted.
 
 import csv
 import dataclasses
-import fcntl
 import functools
 import io
 import itertools
@@ -35,6 +34,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import arsam_jax
+from benchmarks.frontier import append_row, halton
 from benchmarks.frontier_report import Estimate, markdown_table
 from examples import config as settings
 from examples import data, loop
@@ -176,21 +176,12 @@ def candidates(draws: int) -> list[Setting]:
     ranges = (RHOS, LEARNING_RATES, WEIGHT_DECAYS)
 
     def draw(index):
-        factors = (_halton(index, base) for base in (5, 2, 3))
+        factors = (halton(index, base) for base in (5, 2, 3))
         values = (low * (high / low) ** u for (low, high), u in zip(ranges, factors, strict=True))
         rho, learning_rate, weight_decay = (float(f"{value:.2g}") for value in values)
         return Setting(rho, learning_rate, weight_decay)
 
     return [draw(index) for index in range(1, draws + 1)]
-
-
-def _halton(index: int, base: int) -> float:
-    value, digit = 0.0, 1.0
-    while index:
-        index, remainder = divmod(index, base)
-        digit /= base
-        value += digit * remainder
-    return value
 
 
 def tried(options: Options, dataset: str, search: str, done: Rows) -> list[Setting]:
@@ -318,25 +309,6 @@ def read_rows(path: Path) -> Rows:
     return rows
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Adds one whole line, on disk when this returns; removes a last line that was cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
-        line = io.StringIO()
-        writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
-        if not whole:
-            writer.writeheader()
-        rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()}
-        writer.writerow(rounded)
-        file.write(line.getvalue().encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def run_all(runs: Sequence[Run], options: Options, title: str) -> Rows:
     """Trains what the CSV file does not have yet; returns all it then has."""
     done = read_rows(options.csv)
@@ -363,7 +335,7 @@ def run_all(runs: Sequence[Run], options: Options, title: str) -> Rows:
         if options.workers == 1:
             for group in groups:
                 for row in train(group):
-                    append_row(options.csv, row)
+                    append_row(options.csv, row, COLUMNS)
                     show()
         else:
             context = multiprocessing.get_context("spawn")
@@ -387,7 +359,7 @@ def _pin(cores: Any) -> None:
 
 def _train_and_append(runs: Sequence[Run], path: Path) -> None:
     for row in train(runs):
-        append_row(path, row)
+        append_row(path, row, COLUMNS)
 
 
 _COMPILE_SECONDS = 8
