@@ -76,7 +76,9 @@ class Events:
     def __init__(self, folder: Path, *, first_step: int):
         from tensorboardX import SummaryWriter  # slow to import
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        # A name of its own also for a writer that starts in the same second.
+        suffix = f".from{first_step}"
+        self._writer = SummaryWriter(str(folder), purge_step=first_step, filename_suffix=suffix)
 
     def add(self, group: str, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

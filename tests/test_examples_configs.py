@@ -22,7 +22,7 @@ PARAMETERS = {  # 10 classes of 32 pixels, 100 of them, and 200 of 64 or 224 pix
     ("tiny_imagenet", "resnet18"): 11_271_432,
     ("tiny_imagenet", "mobilenet"): 3_411_976,
 }
-SMALL = ("--model", "cnn", "--width", "2", "--depth", "0", "--image-size", "8", "--smoke")
+SMALL = ("--model", "cnn", "--width", "2", "--depth", "0", "--image-size", "4", "--smoke")
 
 
 @pytest.fixture(scope="module")
