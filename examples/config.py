@@ -51,8 +51,9 @@ class Config:
     """digits, fashion_mnist (of Debian), tiny_imagenet (its zip), image_folder (your own images),
     or cifar10, ... of tensorflow-datasets."""
     data_files: Path | None = None
-    """Folder of Fashion-MNIST's four idx.gz files, if not Debian's; tiny-imagenet-200.zip; the
-    folder of image_folder, with train/CLASS/* and test/CLASS/*."""
+    """Folder of Fashion-MNIST's four idx.gz files, if not Debian's; tiny-imagenet-200.zip;
+    cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, which need no TensorFlow; the folder of
+    image_folder, with train/CLASS/* and test/CLASS/*."""
     data_dir: Path | None = None
     """Where prepared data is kept, if not where tensorflow-datasets does."""
     train_examples: int = 0

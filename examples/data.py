@@ -35,8 +35,8 @@ _STATISTICS_EXAMPLES = 2000
 _TIMEOUT = 5  # seconds; offline, tensorflow-datasets itself gives up after minutes
 
 
-FROM_FILES = ("fashion_mnist", "tiny_imagenet", "image_folder")
-"""The data sets that are read from files of the user's."""
+FROM_FILES = ("fashion_mnist", "tiny_imagenet", "image_folder", *builders.CIFAR_FILES)
+"""The data sets that may be, or are, read from files of the user's."""
 
 
 class Dataset(NamedTuple):
@@ -94,8 +94,9 @@ def load(
         image-classification data set of tensorflow-datasets.
       data_dir: where prepared data is kept; None for tensorflow-datasets' own default.
       data_files: the folder of Fashion-MNIST's idx.gz files (None: where Debian installs them),
-        Tiny ImageNet's zip file or its folder, or the folder of ``image_folder``: see
-        ``builders.read_image_folder``.
+        Tiny ImageNet's zip file or its folder, the tar.gz of CIFAR's binary version or its folder
+        (None: as tensorflow-datasets prepares it, which takes TensorFlow), or the folder of
+        ``image_folder``: see ``builders.read_image_folder``.
       validation: this share of the training set, the same for every seed and with the classes in
         equal shares, is held out of it.
       image_size: images are resized to a square of so many pixels a side; 0 to keep their size.
@@ -337,6 +338,8 @@ def _make_builder(
         )
     if name == "tiny_imagenet":
         return builders.TinyImagenet(file=data_files, **kwargs)
+    if name in builders.CIFAR_FILES and data_files is not None:
+        return builders.CifarFiles(name=name, file=data_files, **kwargs)
     try:
         return tfds.builder(name, try_gcs=False, **kwargs)
     except tfds.core.DatasetNotFoundError:

@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 
@@ -259,6 +260,52 @@ def pixels(content, size=None):
 
 
 WNIDS = [f"n{i:08d}" for i in range(200)][::-1]  # not sorted, as in the original
+
+
+def write_cifar(folder, name, *, num_labels, train, drop=0):
+    """Its archive, with ten images a file of which image i has label i; returns the pixels."""
+    file, _, *files = builders.CIFAR_FILES[name]
+    rng, pixels = np.random.default_rng(0), []
+    with tarfile.open(folder / file, "w:gz") as archive:
+        for member in (*files[0], *files[1]):
+            records = rng.integers(0, 256, (10, num_labels + 3072), dtype=np.uint8)
+            records[:, num_labels - 1] = np.arange(10)
+            pixels.append(records[:, num_labels:])
+            content = records.tobytes()[: records.size - drop]
+            entry = tarfile.TarInfo(member)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return np.concatenate(pixels[:train]), pixels[-1]
+
+
+@pytest.mark.parametrize(("name", "num_labels", "train"), [("cifar10", 1, 5), ("cifar100", 2, 1)])
+def test_cifar_is_read_from_its_binary_version(name, num_labels, train, tmp_path):
+    pixels, _ = write_cifar(tmp_path, name, num_labels=num_labels, train=train)
+    dataset = data.load(name, data_dir=tmp_path / "prepared", data_files=tmp_path)
+    assert dataset.num_classes == (10 if name == "cifar10" else 100)
+    assert len(dataset.test_images) == 10
+    np.testing.assert_array_equal(np.sort(dataset.train_index), np.arange(10 * train))
+    np.testing.assert_array_equal(dataset.train_labels, dataset.train_index % 10)
+    planes = dataset.train_images.transpose(0, 3, 1, 2).reshape(10 * train, 3072)
+    np.testing.assert_array_equal(planes, pixels[dataset.train_index])
+
+
+def test_a_faulty_cifar_is_an_error_that_says_where(tmp_path):
+    with pytest.raises(data.DataError, match=r"no .*cifar-10-binary.tar.gz. Download it from www"):
+        data.load("cifar10", data_dir=tmp_path, data_files=tmp_path)
+    write_cifar(tmp_path, "cifar10", num_labels=1, train=5, drop=7)
+    file = tmp_path / "cifar-10-binary.tar.gz"
+    with pytest.raises(
+        data.DataError, match=r"data_batch_1.bin in .* is no whole number of images"
+    ):
+        data.load("cifar10", data_dir=tmp_path, data_files=file)
+    with pytest.raises(
+        data.DataError, match=r"lacks cifar-100-binary/train.bin. Is it of cifar100"
+    ):
+        data.load("cifar100", data_dir=tmp_path, data_files=file)
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(data.DataError, match=r"is damaged: .*data_batch_1.bin cannot be read"):
+        data.load("cifar10", data_dir=tmp_path, data_files=file)
 
 
 def tiny_imagenet_files():
