@@ -394,7 +394,7 @@ def take_steps(trainer, method, num_steps, *, seed=7):
     return state, metrics
 
 
-@pytest.mark.parametrize("method", ["sam", "saf", "mesa"])
+@pytest.mark.parametrize("method", ["sam", "mesa"])
 def test_accumulation_has_the_result_of_the_whole_batch(method, data_dir):
     """Where examples do not see each other: without BatchNorm, and without dropout."""
     arguments = ("--model", "vit_s", "--width", "64", "--depth", "1", "--dropout", "0")
