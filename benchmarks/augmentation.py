@@ -1,6 +1,5 @@
 """Images a second that the example's augmentation gives on one device, apart from any training."""
 
-import csv
 import dataclasses
 import functools
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import rich
 import tyro
 
+from benchmarks.frontier import append_row
 from examples import augment
 
 CHOICES = ((), ("crop", "mirror", "cutout"), ("randaugment",), augment.AUGMENTATIONS)
@@ -74,12 +74,7 @@ def main(options: Options) -> None:
             f"{row['augmentations']:40} {row['milliseconds']:8.3f} ms a batch,"
             f" {row['images_a_second']:,} images/s"
         )
-    is_new = not options.csv.exists()
-    with options.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+        append_row(options.csv, row, list(row))
 
 
 if __name__ == "__main__":

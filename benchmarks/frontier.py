@@ -286,7 +286,7 @@ def run_all(runs: Iterable[Run], options: Options, run_one: Callable[[Run], dict
 
     def work(core):
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, context, initializer=_start_worker, initargs=(core,)) as pool:
+        with ProcessPoolExecutor(1, context, initializer=start_worker, initargs=(core,)) as pool:
             while True:
                 try:
                     group = groups.get_nowait()
@@ -303,7 +303,7 @@ def run_all(runs: Iterable[Run], options: Options, run_one: Callable[[Run], dict
     return read_rows(options.csv)
 
 
-def _start_worker(core: int) -> None:
+def start_worker(core: int) -> None:
     """Pins the process and ends it with its parent, however that ends."""
     os.sched_setaffinity(0, {core})
     parent: Any = multiprocessing.parent_process()

@@ -8,7 +8,6 @@ the machine (``load``, the processes that wanted to run at the start) takes its 
 """
 
 import contextlib
-import csv
 import dataclasses
 import io
 import itertools
@@ -28,6 +27,7 @@ import tyro
 from PIL import Image
 from rich.progress import track
 
+from benchmarks.frontier import append_row
 from examples import config, data, pipeline
 from examples.images import Images
 from examples.trainer import Trainer
@@ -179,13 +179,8 @@ def main(options: Options) -> None:
 
 def write(rows: list[dict], path: Path) -> None:
     """Appends the rows to the CSV file, and shows and writes them as a table."""
-    is_new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+    for row in rows:
+        append_row(path, row, list(row))
     first = rows[0]
     lines = [
         "# Images a second of the input pipeline",

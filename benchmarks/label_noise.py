@@ -34,7 +34,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import arsam_jax
-from benchmarks.frontier import append_row, halton
+from benchmarks.frontier import append_row, halton, start_worker
 from benchmarks.frontier_report import Estimate, markdown_table
 from examples import config as settings
 from examples import data, loop
@@ -343,7 +343,7 @@ def run_all(runs: Sequence[Run], options: Options, title: str) -> Rows:
             available = sorted(os.sched_getaffinity(0))
             for i in range(options.workers):
                 cores.put(available[i % len(available)])
-            with ProcessPoolExecutor(options.workers, context, _pin, (cores,)) as pool:
+            with ProcessPoolExecutor(options.workers, context, _start_worker, (cores,)) as pool:
                 work = [pool.submit(_train_and_append, group, options.csv) for group in groups]
                 while not all(future.done() for future in work):
                     time.sleep(1)
@@ -353,8 +353,8 @@ def run_all(runs: Sequence[Run], options: Options, title: str) -> Rows:
     return read_rows(options.csv)
 
 
-def _pin(cores: Any) -> None:
-    os.sched_setaffinity(0, {cores.get()})
+def _start_worker(cores: Any) -> None:
+    start_worker(cores.get())
 
 
 def _train_and_append(runs: Sequence[Run], path: Path) -> None:

@@ -157,7 +157,7 @@ class Published(NamedTuple):
     speed_up: float | None = None  # over SAM
 
 
-_NOT_OF_RESULTS = (
+NOT_OF_RESULTS = (
     *("config", "checkpoint_seconds", "tensorboard", "devices", "smoke"),
     *("data_dir", "data_files", "output", "name", "resume"),
 )
@@ -306,9 +306,11 @@ def check(config: Config) -> None:
         config.data_files is None or config.dataset in data.FROM_FILES,
         f"--data-files is for {', '.join(data.FROM_FILES)}",
     )
-    for name in set(config.method) & {"m_sam"}:
-        parts = methods.NUM_MICROBATCHES
-        require(config.batch_size % parts == 0, f"{name} needs a --batch-size divisible by {parts}")
+    parts = methods.NUM_MICROBATCHES
+    require(
+        "m_sam" not in config.method or config.batch_size % parts == 0,
+        f"m_sam needs a --batch-size divisible by {parts}",
+    )
     for name in ("keep_best", "patience", "final_test"):
         require(
             not getattr(config, name) or config.validation > 0,
@@ -397,7 +399,7 @@ def read(file: Path) -> Config:
 
 
 def _results_settings(config: Config) -> dict[str, Any]:
-    ignored = (*_NOT_OF_RESULTS, "method", *(["seeds"] if config.seeds_at_once == 1 else []))
+    ignored = (*NOT_OF_RESULTS, "method", *(["seeds"] if config.seeds_at_once == 1 else []))
     values = to_dict(config) | {"input_workers": bool(config.input_workers)}  # not how many
     return {key: value for key, value in values.items() if key not in ignored}
 

@@ -99,7 +99,8 @@ def train(
             )
         )
         pending, last_save, started = [], time.perf_counter(), time.perf_counter()
-        while step < trainer.total_steps and not runs[0].is_out_of_patience():
+        is_over = step == trainer.total_steps or runs[0].is_out_of_patience()
+        while not is_over:
             index, images = next(batches)
             its_labels = np.take_along_axis(labels, np.atleast_2d(index), 1).reshape(index.shape)
             state, metrics = step_fn(state, *trainer.batch(images, its_labels, index))
@@ -242,7 +243,8 @@ class _Records:
 
     def is_out_of_patience(self) -> bool:
         """Whether --patience evaluations have been no better than one before."""
-        since = sum(epoch > self.best()[1] for _, epoch in self._evaluations())
+        _, best_epoch = self.best()
+        since = sum(epoch > best_epoch for _, epoch in self._evaluations())
         return 0 < self._config.patience <= since
 
     def _evaluations(self) -> list[tuple[float, int]]:

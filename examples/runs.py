@@ -30,11 +30,8 @@ _RESULT = (
 )
 _COLUMNS = {"steps": loop.STEP_COLUMNS, "epochs": loop.EPOCH_COLUMNS}
 
-# Settings in which runs may differ without being different experiments.
-_NOT_COMPARED = (
-    *("config", "method", "seeds", "checkpoint_seconds", "tensorboard", "smoke"),
-    *("data_dir", "output", "name", "resume"),
-)
+# Settings in which runs may differ without being different experiments; devices decide the speed.
+_NOT_COMPARED = {*settings.NOT_OF_RESULTS, "method", "seeds"} - {"devices", "data_files"}
 _DECIDE_WHAT_IS_LEARNT = {
     *("dataset", "train_examples", "image_size", "label_noise", "noise"),
     *("model", "width", "depth"),
@@ -204,7 +201,7 @@ def value_text(value: Any) -> str:
 
 def _experiment(config: Config) -> dict[str, Any]:
     """The settings that make an experiment; the folder of the data where it decides the data."""
-    ignored = {*_NOT_COMPARED} | (set() if config.dataset == "image_folder" else {"data_files"})
+    ignored = _NOT_COMPARED | (set() if config.dataset == "image_folder" else {"data_files"})
     values = settings.to_dict(config)
     return {name: value for name, value in values.items() if name not in ignored}
 
