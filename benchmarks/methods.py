@@ -31,12 +31,14 @@ class Method(NamedTuple):
       cost: `(sampled, share) -> gradients a step`, from the share of steps that were sampled.
       is_radius_rule: whether it differs from another method in what it does to ρ alone, so that
         tuning ρ makes the two the same.
+      has_own_radius: whether its ρ is in other units than SAM's, which it cannot take over.
     """
 
     make: MakeLink
     shares: tuple[float, ...] = SHARES
     cost: Callable[[float, float], float] = lambda sampled, share: 1 + sampled
     is_radius_rule: bool = False
+    has_own_radius: bool = False
 
 
 def every_k(exponent: float) -> MakeLink:
@@ -57,6 +59,18 @@ def random_with_reuse(rho, share, steps, seed):
     del steps
     return arsam_jax.sharpness_aware(
         rho, sampling=sampling.bernoulli(share, seed), correction=correction.reuse_psf(2)
+    )
+
+
+def every_step(
+    make: Callable[[Any], Any], gradients: float = 2, has_own_radius: bool = False
+) -> Method:
+    """A method that pays on every step, ``make(rho)``; all else of it has published values."""
+    return Method(
+        lambda rho, share, steps, seed: make(rho),
+        shares=(1,),
+        cost=lambda sampled, share: gradients,
+        has_own_radius=has_own_radius,
     )
 
 
@@ -96,6 +110,15 @@ METHODS = {
     "budgeted_sam": Method(
         lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share)
     ),
+    "asam": every_step(lambda rho: arsam_jax.asam(10 * rho), has_own_radius=True),
+    "usam": every_step(arsam_jax.usam, has_own_radius=True),
+    "friendly_sam": every_step(arsam_jax.friendly_sam),
+    "gradient_norm_penalty": every_step(lambda rho: arsam_jax.gradient_norm_penalty(rho, 0.7)),
+    "gsam": every_step(lambda rho: arsam_jax.gsam(rho, 0.2)),
+    "m_sam": every_step(lambda rho: arsam_jax.m_sam(rho, 2)),
+    "sparse_sam": every_step(arsam_jax.sparse_sam),  # and a Fisher mask every 1,000 steps
+    "rw_sam": every_step(arsam_jax.rw_sam, gradients=2 + 1 / 3),
+    "multi_step_sam": every_step(lambda rho: arsam_jax.multi_step_sam(rho, 2), gradients=3),
 }
 
 

@@ -119,6 +119,11 @@ def test_every_method_gets_the_same_search():
     assert not set(TUNING_SEEDS) & set(options.seeds)
 
 
+def test_only_methods_in_units_of_its_radius_take_over_that_of_sam():
+    taken_over = {method for _, method, _ in frontier.points(Options(), "transfer")}
+    assert set(METHODS) - taken_over == {"asam", "usam"}
+
+
 def test_search_stays_in_its_range_and_grows_by_its_end():
     settings = frontier.candidates(CENTER, 40)
     assert settings[0] == CENTER
