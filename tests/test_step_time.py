@@ -9,12 +9,13 @@ import pytest
 
 import arsam_jax
 from benchmarks import step_time
-from benchmarks.step_time import COMPARISONS, COMPILED, MEMORY, SCANNED, Options, Step
+from benchmarks.step_time import COMPARISONS, COMPILED, MEMORY, SAMS, SCANNED, Options, Step
 
 STEPS = 8
 SAMPLED = {  # of these steps
     "sgd": None,
     "sgd again": None,
+    "sgd and ‖g‖": None,
     "optax.contrib.sam": None,
     "sam": STEPS,
     "sam without cond": STEPS,
@@ -69,8 +70,8 @@ def test_a_row_for_each_comparison(tmp_path, monkeypatch):
     assert [(row["measure"], row["step"], row["unit"]) for row in rows] == [
         *(("time", *names[:2]) for names in COMPARISONS),
         *(("scanned", *names[:2]) for names in SCANNED),
-        ("compile", *COMPILED[:2]),
-        *(("memory", name, "optax.contrib.sam") for name, _ in MEMORY),
+        *(("compile", COMPILED[0], sam) for sam in SAMS),
+        *(("memory", name, sam) for sam in SAMS for name, _ in MEMORY if name != sam),
     ]
     with Path(step_time.__file__).with_suffix(".csv").open() as file:
         assert list(rows[0]) == csv.DictReader(file).fieldnames
