@@ -73,7 +73,7 @@ def multi_step(
     """
     _check.check_static("num_steps", num_steps)
     _check.check_integer("num_steps", num_steps, low=1)
-    ascent = optax.with_extra_args_support(ascent)
+    ascent = _checked(ascent)
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
         def climb(carry, _):
@@ -114,7 +114,7 @@ def microbatched(
     """
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
-    ascent = optax.with_extra_args_support(ascent)
+    ascent = _checked(ascent)
 
     def update_fn(
         grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
@@ -201,7 +201,7 @@ def reweighted(
     _check.check_number("inverse_temperature", inverse_temperature, low=0)
     _check.check_number("delta", delta, above=0)
     _check.check_seed(seed)
-    ascent = optax.with_extra_args_support(ascent)
+    ascent = _checked(ascent)
 
     def init_fn(params):
         return KeyedState(_random.make_key(seed), _init_of(ascent)(params))
@@ -274,7 +274,7 @@ def selective(
     """
     _check.check_static("gamma", gamma)
     _check.check_number("gamma", gamma, above=0, high=1)
-    ascent = optax.with_extra_args_support(ascent)
+    ascent = _checked(ascent)
 
     def update_fn(
         grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
@@ -345,10 +345,20 @@ def _init_of(ascent):
     return lambda params: ascent.init(_tree.widen(params))
 
 
-def example_loss(example_loss_fn, batch):
+def _checked(ascent):
+    if not isinstance(ascent, optax.GradientTransformation):
+        raise TypeError(
+            "ascent must be an optax.GradientTransformation, such as ascent.normalize() (called),"
+            f" got {ascent!r}."
+        )
+    return optax.with_extra_args_support(ascent)
+
+
+def example_loss(example_loss_fn: Any, batch: Any) -> tuple[Callable[..., Any], Any]:
     """The checked ``example_loss_fn`` and the batch size, for parts that see single examples.
 
     Raises:
+      TypeError: if ``example_loss_fn`` is not a function.
       ValueError: if either extra argument is missing, the leaves of ``batch`` differ in their
         first axis, or (when called) there is not one loss for each example.
     """
@@ -357,6 +367,10 @@ def example_loss(example_loss_fn, batch):
             raise ValueError(
                 f"This method looks at single examples: its update needs {name}.\n{_EXAMPLE_CALL}"
             )
+    if not callable(example_loss_fn):
+        raise TypeError(
+            f"example_loss_fn must be a function of params and batch, got {example_loss_fn!r}."
+        )
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(
@@ -364,7 +378,7 @@ def example_loss(example_loss_fn, batch):
         )
 
     def loss_fn(params, batch):
-        losses = example_loss_fn(params, batch)
+        losses: Any = example_loss_fn(params, batch)
         expected = jnp.shape(jax.tree.leaves(batch)[0])[:1]
         if jnp.shape(losses) != expected:
             raise ValueError(

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import arsam_jax
-from arsam_jax import correction, sampling, sharpness_aware
+from arsam_jax import correction, probe, sampling, sharpness_aware
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,35 @@ def test_parts_have_to_be_of_their_kind(part):
         sharpness_aware(0.1, **{part: optax.identity()})
     with pytest.raises(TypeError, match=f"^{part} must be a "):
         sharpness_aware(0.1, **{part: sampling.always})  # not called
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        probe.perturb,
+        lambda ascent: probe.multi_step(2, ascent),
+        lambda ascent: probe.microbatched(2, ascent),
+        lambda ascent: probe.reweighted(1.0, ascent=ascent),
+        lambda ascent: probe.selective(0.5, ascent),
+    ],
+)
+def test_an_ascent_has_to_be_called(make):
+    with pytest.raises(TypeError, match=r"^ascent must be an optax.GradientTransformation"):
+        make(arsam_jax.ascent.normalize)
+
+
+def test_example_losses_come_from_a_function():
+    params = jnp.ones(2)
+    tx = arsam_jax.m_sam(0.1, 2)
+    with pytest.raises(TypeError, match=r"^example_loss_fn must be a function .*, got 3\.$"):
+        tx.update(
+            params,
+            tx.init(params),
+            params,
+            grad_fn=lambda w: w,
+            example_loss_fn=3,
+            batch=jnp.ones((4, 2)),
+        )
 
 
 def test_a_negative_radius_of_a_schedule_takes_no_second_gradient():
