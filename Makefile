@@ -19,7 +19,7 @@ test-lowest: .venv/lowest/installed  ## on the lowest versions that pyproject.to
 		--ignore=tests/test_flax.py --ignore=tests/test_frontier.py --ignore=tests/test_step_time.py \
 		--ignore=tests/test_multihost.py --ignore=tests/test_radius_law.py \
 		--ignore=tests/test_scaling.py --ignore=tests/test_distributed.py --ignore=tests/test_models.py \
-		--ignore=tests/test_label_noise.py
+		--ignore=tests/test_label_noise.py --ignore=tests/test_psf.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

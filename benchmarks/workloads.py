@@ -7,7 +7,7 @@ the data subset, the label noise, the initialisation and the order all follow fr
 import functools
 import gzip
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -324,7 +324,33 @@ def _compile(
     workload: Workload, make_link: MakeLink, share: float, shape: tuple[int, ...]
 ) -> _Compiled:
     """A whole run as one ``lax.scan`` over its steps, the setting and the seed being arguments."""
-    network, steps = workload.network, workload.epochs * (shape[0] // workload.batch_size)
+    init, run = _training(workload, make_link, share, shape[0])
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    seed, setting = jax.ShapeDtypeStruct((), jnp.uint32), Setting(*[scalar] * 3)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    steps = num_steps(workload, shape[0])
+    order = jax.ShapeDtypeStruct((steps, workload.batch_size), jnp.int32)
+    state = jax.eval_shape(init, seed, setting, x)
+    compiled = jax.jit(run, donate_argnums=0).lower(state, seed, setting, x, labels, order)
+    compiled = compiled.compile()
+    memory: Any = compiled.memory_analysis()
+    data_bytes = sum(a.size * a.dtype.itemsize for a in (x, labels, order))
+    peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes - data_bytes
+    return _Compiled(init, compiled, peak_bytes)
+
+
+def num_steps(workload: Workload, num_train: int) -> int:
+    """Of a whole training on so many examples."""
+    return workload.epochs * (num_train // workload.batch_size)
+
+
+def _training(workload: Workload, make_link: MakeLink, share: float, num_train: int):
+    """``init(seed, setting, x)`` and ``run(state, seed, setting, x, labels, order)``.
+
+    ``run`` takes the steps whose examples are in ``order``, (steps, batch), of a whole training.
+    """
+    network, steps = workload.network, num_steps(workload, num_train)
 
     def make_optimizer(seed, setting):
         schedule = optax.cosine_decay_schedule(setting.learning_rate, steps)
@@ -343,19 +369,16 @@ def _compile(
     def run(state, seed, setting, x, labels, order):
         tx = make_optimizer(seed, setting)
 
-        def example_losses(params, statistics, batch):
-            x, labels = batch
-            logits, changed = _apply(network, params, statistics, x)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses, changed.get("batch_stats", {})
-
         @fast_convolutions
         def step(carry):
             (params, statistics, opt_state), indices = carry
             batch = x[indices], labels[indices]
 
+            def losses_of(params, batch):
+                return example_losses(network, params, statistics, batch)
+
             def loss_fn(params):
-                losses, changed = example_losses(params, statistics, batch)
+                losses, changed = losses_of(params, batch)
                 return losses.mean(), changed
 
             (loss, new_statistics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -364,25 +387,42 @@ def _compile(
                 opt_state,
                 params,
                 grad_fn=lambda params: jax.grad(loss_fn, has_aux=True)(params)[0],
-                example_loss_fn=lambda params, b: example_losses(params, statistics, b)[0],
+                example_loss_fn=lambda params, b: losses_of(params, b)[0],
                 batch=batch,
             )
             return (optax.apply_updates(params, updates), new_statistics, opt_state), loss
 
         return jax.lax.scan(lambda state, indices: step((state, indices)), state, order)
 
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    seed, setting = jax.ShapeDtypeStruct((), jnp.uint32), Setting(*[scalar] * 3)
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
-    order = jax.ShapeDtypeStruct((steps, workload.batch_size), jnp.int32)
-    state = jax.eval_shape(init, seed, setting, x)
-    compiled = jax.jit(run, donate_argnums=0).lower(state, seed, setting, x, labels, order)
-    compiled = compiled.compile()
-    memory: Any = compiled.memory_analysis()
-    data_bytes = sum(a.size * a.dtype.itemsize for a in (x, labels, order))
-    peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes - data_bytes
-    return _Compiled(init, compiled, peak_bytes)
+    return init, run
+
+
+def snapshots(
+    workload: Workload,
+    make_link: MakeLink,
+    setting: Setting,
+    seed: int,
+    data: Data,
+    steps: Sequence[int],
+) -> Iterator[Any]:
+    """(params, batch_stats) of a training after each of these numbers of steps."""
+    x, labels = jnp.asarray(data.x), jnp.asarray(data.labels)
+    order = jnp.asarray(_order(workload, len(x), seed))
+    init, run = _training(workload, make_link, 1, len(x))
+    hyper, run_seed = Setting(*(jnp.float32(value) for value in setting)), jnp.uint32(seed)
+    state, done, run = init(run_seed, hyper, x), 0, jax.jit(run)
+    for step in steps:
+        state, _ = run(state, run_seed, hyper, x, labels, order[done:step])
+        done = step
+        yield state[:2]
+
+
+def example_losses(network, params, statistics, batch):
+    """One loss for each example, with the statistics of the batch, and the moved running ones."""
+    x, labels = batch
+    logits, changed = _apply(network, params, statistics, x)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses, changed.get("batch_stats", {})
 
 
 def _apply(network, params, statistics, x):
@@ -404,8 +444,7 @@ def _curvature(network, variables, x, labels, rho):
     params, statistics = variables
 
     def loss_fn(params):
-        logits, _ = _apply(network, params, statistics, x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return example_losses(network, params, statistics, (x, labels))[0].mean()
 
     eigenvalue = measure.top_hessian_eigenvalue(loss_fn, params, num_iterations=15)
     return eigenvalue, measure.sharpness(loss_fn, params, rho)
