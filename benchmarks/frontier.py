@@ -154,19 +154,18 @@ def halton(index: int, base: int) -> float:
 
 
 def points(options: Options, stage: str) -> list[Point]:
-    """What a stage compares: each method by its own ρ, or all that can by SAM's.
-
-    Tuning ρ leaves nothing of a rule for ρ, so `tuned` has none.
-    """
+    """What a stage compares: each method by its own ρ, or all that can by SAM's."""
     if stage == "ablations":
         chosen = [*REFERENCES, "budgeted_sam", *ABLATIONS]
         options = dataclasses.replace(options, shares=(1 / 8, 1 / 16))
     else:
         chosen = [name for name in METHODS if name in (*REFERENCES, *options.methods)]
     if stage in ("tuned", "tune"):
-        chosen = [name for name in chosen if not METHODS[name].is_radius_rule]
+        chosen = [name for name in chosen if not METHODS[name].is_between]
     if stage == "transfer":
         chosen = [name for name in chosen if not METHODS[name].has_own_radius]
+    if stage != "ablations" and not {*options.methods} & {*chosen}:
+        raise SystemExit(f"--methods: stage {stage} compares none of {', '.join(options.methods)}")
     return [
         (workload, method, share)
         for workload in options.workloads

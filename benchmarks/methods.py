@@ -29,15 +29,15 @@ class Method(NamedTuple):
       shares: the values of its price knob that are tried: the share of sampled steps where a
         method can be told one.
       cost: `(sampled, share) -> gradients a step`, from the share of steps that were sampled.
-      is_radius_rule: whether it differs from another method in what it does to ρ alone, so that
-        tuning ρ makes the two the same.
+      is_between: whether it differs from two others in what it does to ρ alone, and lies between
+        them, so that the search of these covers it.
       has_own_radius: whether its ρ is in other units than SAM's, which it cannot take over.
     """
 
     make: MakeLink
     shares: tuple[float, ...] = SHARES
     cost: Callable[[float, float], float] = lambda sampled, share: 1 + sampled
-    is_radius_rule: bool = False
+    is_between: bool = False
     has_own_radius: bool = False
 
 
@@ -65,7 +65,7 @@ def random_with_reuse(rho, share, steps, seed):
 def every_step(
     make: Callable[[Any], Any], gradients: float = 2, has_own_radius: bool = False
 ) -> Method:
-    """A method that pays on every step, ``make(rho)``; all else of it has published values."""
+    """A method that pays on every step, ``make(rho)``; all else is as published or by default."""
     return Method(
         lambda rho, share, steps, seed: make(rho),
         shares=(1,),
@@ -85,8 +85,8 @@ METHODS = {
     ),
     "sam": Method(lambda rho, share, steps, seed: arsam_jax.sam(rho), shares=(1,)),
     "sam_every_k": Method(every_k(0)),
-    "sam_every_k_rho_sqrt": Method(every_k(-1 / 2), is_radius_rule=True),
-    "sam_every_k_wide": Method(every_k(-2 / 3), is_radius_rule=True),
+    "sam_every_k_rho_sqrt": Method(every_k(-1 / 2), is_between=True),
+    "sam_every_k_wide": Method(every_k(-2 / 3)),
     "looksam": Method(
         lambda rho, share, steps, seed: arsam_jax.looksam(rho, round(1 / share), 0.7)
     ),

@@ -3,8 +3,8 @@ date, and how it grows with the radius.
 
 Along trainings with SAM, at parameters that are held still, the gradient g and the PSF ∇L(w + m ρ
 g/‖g‖) − g of many independent mini-batches are taken. What mini-batches have in common is the mean
-μ: it adds up over the steps of a training, the rest averages out. With x_i and y_i those of n
-mini-batches,
+μ: it adds up over the steps of a training; the rest, the noise, averages out. With x_i and y_i
+those of n mini-batches,
 
     (⟨Σ x_i, Σ y_i⟩ − Σ ⟨x_i, y_i⟩) / (n (n − 1))
 
@@ -13,17 +13,12 @@ estimates ⟨E x, E y⟩ without bias. Reported are:
 - common: ‖μ‖² / E‖x‖², which is also the coefficient of the regression of the PSF of one
   mini-batch on that of another;
 - force: ⟨μ at m ρ, μ at ρ⟩ / ‖μ at ρ‖², how much of SAM's mean force a PSF from further away has;
-- kept: the cosine of μ with that after some more steps of training.
-
-Of these follows what ``budgeted_sam`` at a share s does to the sum over the steps, in units of
-SAM's. A period has one PSF from m ρ, and it again in 1/s − 1 steps, shortened by a = κ ‖g‖/‖PSF‖:
-
-- its mean force is s (1 + (1/s − 1) a) times the force at m ρ;
-- its noise, which one PSF keeps through a period while SAM's is a new one on each step, is
-  √s (1 + (1/s − 1) a) times that of the PSF at m ρ, in units of that at ρ.
+- noise: √(E‖x‖² − ‖μ‖²), in units of that of the PSF at ρ;
+- kept: the cosine of μ with that after some more steps of training; where μ is small, noise can
+  take it above 1.
 
 The seeds serve nothing else, the settings are those of SAM in benchmarks/frontier.csv, the test set
-is not read. The whole takes a quarter of an hour on one core.
+is not read. The whole takes half an hour on one core; a training that is done is not done again.
 """
 
 import csv
@@ -68,11 +63,11 @@ class Options:
     """Options of the benchmark."""
 
     workloads: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAMES")] = tuple(WORKLOADS)
-    seeds: tuple[int, ...] = (300, 301)
+    seeds: tuple[int, ...] = (300, 301, 302, 303)
     batches: int = 256
     """Mini-batches of each measurement."""
     csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/psf.csv")
-    """Results; a training that it has is not done again. Figure and tables go beside it."""
+    """Results; figure and tables are written beside it."""
     settings: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/frontier.csv")
     """Where the search for SAM's settings is."""
 
@@ -144,7 +139,7 @@ def measure(
             f"{name} has {total} steps, and the last measurement is after {steps[-1]}."
         )
     rng = np.random.default_rng([seed, 3])
-    seen, result = {}, []
+    seen = {}
 
     def sam(rho, share, steps, seed):
         return arsam_jax.sam(rho)
@@ -158,41 +153,53 @@ def measure(
         found = moments(workload, variables, setting.rho, data.x, data.labels, order)
         seen[step] = Moments(*(np.asarray(values, np.float64) for values in found))
         on_point()
-    for start, progress in zip(starts, PROGRESS, strict=True):
-        found, means = seen[start], products_of_means(seen[start], n)
-        squares = np.diag(found.products) / n
-        for i, multiplier in enumerate((0, *MULTIPLIERS)):  # 0 is the gradient itself
-            row: dict[str, Any] = {"workload": name, "seed": seed, "batches": n}
-            row |= {"progress": progress, "multiplier": multiplier}
-            row["norm"] = math.sqrt(squares[i] / squares[0])
-            row["common"] = means[i, i] / squares[i]
-            row["force"] = means[i, 1] / means[1, 1]
-            for lag in LAGS:
-                later = seen[start + lag]
-                product = found.sums[i] @ later.sums[i] / n**2
-                both = means[i, i] * products_of_means(later, n)[i, i]
-                row[f"kept_{lag}"] = product / math.sqrt(both) if both > 0 else math.nan
-            if multiplier:
-                share, noise = SHARES[i - 1], squares[i] - means[i, i]
-                reuse = min(1, min(0.1, 0.8 * share) / row["norm"]) if share < 1 else 0
-                length = 1 + (1 / share - 1) * reuse
-                row["budgeted_force"] = share * length * row["force"]
-                row["budgeted_noise"] = math.sqrt(share * noise / (squares[1] - means[1, 1]))
-                row["budgeted_noise"] *= length
-            else:
-                row["budgeted_force"] = row["budgeted_noise"] = math.nan
-            row["device"] = jax.devices()[0].device_kind
-            row["versions"] = f"jax {jax.__version__}, arsam_jax {arsam_jax.__version__}"
-            result.append(row)
-    return result
+    versions = f"jax {jax.__version__}, arsam_jax {arsam_jax.__version__}"
+    return [
+        {"workload": name, "seed": seed, "batches": n, "progress": progress}
+        | row
+        | {"device": jax.devices()[0].device_kind, "versions": versions}
+        for start, progress in zip(starts, PROGRESS, strict=True)
+        for row in describe(seen[start], {lag: seen[start + lag] for lag in LAGS}, n)
+    ]
 
 
-def estimate(values: list[float]) -> Estimate:
-    """Mean and standard error over trainings and points; what noise left undefined is left out."""
-    finite = [value for value in values if math.isfinite(value)]
-    if len(finite) < 2:
-        return Estimate(finite[0] if finite else math.nan, math.nan)
-    return Estimate(statistics.fmean(finite), statistics.stdev(finite) / math.sqrt(len(finite)))
+def describe(found: Moments, later: dict[int, Moments], n: int) -> list[dict[str, float]]:
+    """What is reported of the gradient, as multiplier 0, and of the PSF at each radius."""
+    means = products_of_means(found, n)
+    squares = np.diag(found.products) / n
+    noise = squares - np.diag(means)
+    rows = []
+    for i, multiplier in enumerate((0, *MULTIPLIERS)):
+        row = {
+            "multiplier": multiplier,
+            "norm": math.sqrt(squares[i] / squares[0]),
+            "common": means[i, i] / squares[i],
+            "force": means[i, 1] / means[1, 1],
+            "noise": math.sqrt(noise[i] / noise[1]),
+        }
+        for lag, other in later.items():
+            product = found.sums[i] @ other.sums[i] / n**2
+            lengths = means[i, i], products_of_means(other, n)[i, i]
+            row[f"kept_{lag}"] = (
+                product / math.sqrt(math.prod(lengths)) if min(lengths) > 0 else math.nan
+            )
+        rows.append(row)
+    return rows
+
+
+def estimate(rows: list[dict[str, Any]], column: str) -> Estimate:
+    """Mean of trainings and its standard error, from the mean of each over its points.
+
+    Values that noise left undefined are left out.
+    """
+    of_training: dict[float, list[float]] = {}
+    for row in rows:
+        if math.isfinite(row[column]):
+            of_training.setdefault(row["seed"], []).append(row[column])
+    values = [statistics.fmean(points) for points in of_training.values()]
+    if len(values) < 2:
+        return Estimate(values[0] if values else math.nan, math.nan)
+    return Estimate(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)))
 
 
 def report(rows: list[dict[str, Any]], path: Path) -> list[Path]:
@@ -201,12 +208,8 @@ def report(rows: list[dict[str, Any]], path: Path) -> list[Path]:
 
     def table(column, multipliers, spec=".2f"):
         def cell(workload, multiplier):
-            of_cell = [
-                row[column]
-                for row in rows
-                if row["workload"] == workload and row["multiplier"] == multiplier
-            ]
-            return f"{estimate(of_cell):{spec}}"
+            chosen = [r for r in rows if (r["workload"], r["multiplier"]) == (workload, multiplier)]
+            return f"{estimate(chosen, column):{spec}}"
 
         header = ["workload", *(f"PSF at {m:.3g} ρ" if m else "gradient" for m in multipliers)]
         body = [[f"`{w}`", *(cell(w, m) for m in multipliers)] for w in workloads]
@@ -215,8 +218,8 @@ def report(rows: list[dict[str, Any]], path: Path) -> list[Path]:
     markdown, figure = path.with_suffix(".md"), path.with_suffix(".png")
     parts = [
         "# The PSF of a mini-batch\n",
-        "Along trainings with SAM: mean over seeds and five points of a training ± its standard"
-        " error. What is estimated, and how, is said at the head of psf.py.\n",
+        "Along trainings with SAM: mean over five points of each, ± its standard error over the"
+        " trainings. What is estimated, and how, is said at the head of psf.py.\n",
         f"![common part and force]({figure.name})\n",
         "Norm, in units of the gradient's (root mean squares).\n",
         table("norm", MULTIPLIERS),
@@ -224,15 +227,12 @@ def report(rows: list[dict[str, Any]], path: Path) -> list[Path]:
         table("common", (0, *MULTIPLIERS), ".3f"),
         "Force: what the mean PSF has of that at ρ.\n",
         table("force", MULTIPLIERS),
+        "Noise: what is not shared, in units of that of the PSF at ρ.\n",
+        table("noise", MULTIPLIERS),
     ]
     for lag in LAGS:
         parts.append(f"Kept: the cosine of the mean with that {lag} steps of training later.\n")
         parts.append(table(f"kept_{lag}", (0, *MULTIPLIERS)))
-    for column, text in (
-        ("force", "Mean force of `budgeted_sam` at 1, 1/2, 1/4, 1/8, 1/16, in units of SAM's.\n"),
-        ("noise", "Noise of it, in the same units.\n"),
-    ):
-        parts += [text, table(f"budgeted_{column}", MULTIPLIERS)]
     markdown.write_text("\n".join(parts))
     plot(rows, workloads, figure)
     return [markdown, figure]
@@ -247,18 +247,15 @@ def plot(rows: list[dict[str, Any]], workloads: list[str], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
 
-    def means(workload, column, by, multiplier=None):
-        found: dict[float, list[float]] = {}
-        for row in rows:
-            if row["workload"] == workload and multiplier in (None, row["multiplier"]):
-                found.setdefault(row[by], []).append(row[column])
-        found.pop(0, None)
-        estimates = [estimate(values) for values in found.values()]
-        return list(found), [e.mean for e in estimates], [e.error for e in estimates]
+    def means(workload, column, by, **fixed):
+        chosen = [row for row in rows if row.items() >= ({"workload": workload} | fixed).items()]
+        places = [x for x in dict.fromkeys(row[by] for row in chosen) if x]
+        found = [estimate([row for row in chosen if row[by] == x], column) for x in places]
+        return places, [e.mean for e in found], [e.error for e in found]
 
     for i, workload in enumerate(workloads):
         color = f"C{i}"
-        x, mean, error = means(workload, "common", "progress", 1)
+        x, mean, error = means(workload, "common", "progress", multiplier=1)
         left.errorbar(x, mean, error, color=color, marker="o", capsize=2, label=workload)
         x, mean, error = means(workload, "force", "multiplier")
         right.errorbar(x, mean, error, color=color, marker="o", capsize=2)
@@ -278,6 +275,9 @@ def plot(rows: list[dict[str, Any]], workloads: list[str], path: Path) -> None:
     plt.close(figure)
 
 
+WORDS = ("workload", "device", "versions")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a CSV file, numbers as such; none where there is no file."""
     if not path.exists():
@@ -287,22 +287,33 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [{k: v if k in WORDS else float(v) for k, v in row.items()} for row in rows]
 
 
-WORDS = ("workload", "device", "versions")
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Replaces the file: it never has a part of a training."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            numbers = {k: f"{v:.7g}" for k, v in row.items() if k not in WORDS}
+            writer.writerow(row | numbers)
+    partial.replace(path)
 
 
 def main(options: Options) -> None:
-    settings = frontier.read_rows(options.settings)
-    done = {(row["workload"], row["seed"], row["batches"]) for row in read_rows(options.csv)}
+    settings, rows = frontier.read_rows(options.settings), read_rows(options.csv)
+    done = {(row["workload"], row["seed"], row["batches"]) for row in rows}
     points = len(PROGRESS) * (1 + len(LAGS))
     with Progress() as progress:
         for name, seed in itertools.product(options.workloads, options.seeds):
             if (name, seed, options.batches) not in done:
                 task = progress.add_task(f"{name}, seed {seed}", total=points)
                 on_point = functools.partial(progress.advance, task)
-                rows = measure(name, seed, options.batches, settings, on_point)
-                for row in rows:
-                    frontier.append_row(options.csv, row, list(row))
-    for path in report(read_rows(options.csv), options.csv):
+                rows += measure(name, seed, options.batches, settings, on_point)
+                write_rows(rows, options.csv)
+    of_size = [row for row in rows if row["batches"] == options.batches]
+    place = {name: i for i, name in enumerate(WORKLOADS)}
+    for path in report(sorted(of_size, key=lambda row: place[row["workload"]]), options.csv):
         rich.print(f"wrote {path}")
 
 

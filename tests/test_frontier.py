@@ -113,7 +113,7 @@ def test_every_method_gets_the_same_search():
         tried = [(run.seed, *run[5:]) for run in runs]
         assert len(set(tried)) == 5 * len(TUNING_SEEDS)
         assert searches.setdefault(point[0], tried) == tried
-    assert {name for name in METHODS if not METHODS[name].is_radius_rule} == {
+    assert {name for name in METHODS if not METHODS[name].is_between} == {
         method for _, method, _ in frontier.points(options, "tuned")
     }
     assert not set(TUNING_SEEDS) & set(options.seeds)
@@ -122,6 +122,8 @@ def test_every_method_gets_the_same_search():
 def test_only_methods_in_units_of_its_radius_take_over_that_of_sam():
     taken_over = {method for _, method, _ in frontier.points(Options(), "transfer")}
     assert set(METHODS) - taken_over == {"asam", "usam"}
+    with pytest.raises(SystemExit, match="stage transfer compares none of asam, usam"):
+        frontier.points(Options(methods=("asam", "usam")), "transfer")
 
 
 def test_search_stays_in_its_range_and_grows_by_its_end():
@@ -292,6 +294,14 @@ def test_report(tmp_path):
     written = frontier_report.write(rows, tmp_path / "frontier.csv", ablations=["reuse: none"])
     assert [path.name for path in written][1] == "frontier_ablations.png"
     assert written[-1].read_text().count("`reuse: none`") == 1
+
+    # The other protocol has no ablations, and does not take the place of those of this one.
+    tuned = [row | {"stage": "tuned"} for row in rows if row["method"] != "reuse: none"]
+    tuned += [row | {"share": 1 / 16} for row in tuned if row["method"] == "budgeted_sam"]
+    written = frontier_report.write([*rows, *tuned], tmp_path / "t.csv", ablations=["reuse: none"])
+    assert [path.name for path in written] == [
+        *("t.png", "t_ablations.png", "t_tuned.png", "t.md"),
+    ]
 
 
 def test_ablations_are_not_taken_for_methods():

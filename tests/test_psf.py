@@ -1,5 +1,6 @@
 """The benchmark of what a PSF is: its estimators, and a run on a training of three steps."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -7,8 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import arsam_jax
 from benchmarks import frontier, psf
-from benchmarks.workloads import MLP, WORKLOADS, Setting, Source, Workload, example_losses
+from benchmarks.workloads import (
+    MLP,
+    WORKLOADS,
+    Setting,
+    Source,
+    Workload,
+    example_losses,
+    make_data,
+    snapshots,
+)
 
 CENTER = Setting(rho=0.1, learning_rate=0.1, weight_decay=1e-3)
 
@@ -18,8 +29,8 @@ def examples():
     return rng.normal(size=(300, 4)).astype(np.float32), np.arange(300, dtype=np.int32) % 10
 
 
-def forbidden():
-    raise AssertionError("the test set was read")
+def forbidden(*_):
+    raise AssertionError("the test set was read, or a training was done again")
 
 
 @pytest.fixture
@@ -75,6 +86,61 @@ def test_moments_are_of_the_gradient_and_of_the_psf_at_each_radius(tiny):
     np.testing.assert_allclose(found.products, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_what_is_reported_of_vectors_of_known_mean_and_noise():
+    rng = np.random.default_rng(0)
+    n, size = 4000, 50
+    mean = rng.normal(size=size) / size**0.5  # of the PSF at ρ
+    turned = mean - 2 * mean[0] * np.eye(size)[0]  # of another direction, after a lag
+    lengths = [1.0, *psf.MULTIPLIERS]
+    spreads = [2.0, *(0.5 * m**0.9 for m in psf.MULTIPLIERS)]  # of each coordinate
+
+    def moments(direction):
+        vectors = np.stack(
+            [
+                a * direction + s * rng.normal(size=(n, size))
+                for a, s in zip(lengths, spreads, strict=True)
+            ],
+            1,
+        )
+        return psf.Moments(vectors.sum(0), np.einsum("nip,njp->ij", vectors, vectors))
+
+    rows = psf.describe(moments(mean), {8: moments(mean), 64: moments(turned)}, n)
+    squared = float(mean @ mean)
+    for row, a, s in zip(rows, lengths, spreads, strict=True):
+        total = a**2 * squared + size * s**2
+        assert row["common"] == pytest.approx(a**2 * squared / total, rel=0.1, abs=2e-3)
+        assert row["force"] == pytest.approx(a, rel=0.1)
+        assert row["noise"] == pytest.approx(s / 0.5, rel=0.02)
+        assert row["norm"] == pytest.approx((total / (squared + size * 4)) ** 0.5, rel=0.02)
+        assert row["kept_8"] == pytest.approx(1, abs=0.1)
+        assert row["kept_64"] == pytest.approx(float(mean @ turned) / squared, abs=0.1)
+
+
+def test_a_mean_that_cannot_be_told_from_none_has_no_direction():
+    nothing = psf.Moments(np.zeros((6, 3)), np.eye(6))
+    something = psf.Moments(np.ones((6, 3)), np.eye(6))
+    for pair in ((nothing, something), (something, nothing), (nothing, nothing)):
+        rows = psf.describe(pair[0], {8: pair[1]}, 4)
+        assert all(np.isnan(row["kept_8"]) for row in rows)
+
+
+def test_errors_are_over_trainings_not_over_their_points():
+    rows = [{"seed": seed, "x": seed + trend} for seed in (0, 2) for trend in (-9, 0, 9)]
+    assert psf.estimate([*rows, {"seed": 0, "x": float("nan")}], "x") == (1, pytest.approx(1))
+
+
+def test_snapshots_are_those_of_one_training(tiny):
+    data = make_data(tiny, 3, "validation")
+
+    def after(*steps):
+        *_, last = snapshots(tiny, lambda rho, *_: arsam_jax.sam(rho), CENTER, 3, data, steps)
+        return last
+
+    jax.tree.map(np.testing.assert_array_equal, after(1, 3), after(3))
+    with pytest.raises(AssertionError):
+        jax.tree.map(np.testing.assert_array_equal, after(1), after(3))
+
+
 def test_a_training_is_measured_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(psf, "PROGRESS", (0.3,))
     monkeypatch.setattr(psf, "LAGS", (1,))
@@ -88,12 +154,18 @@ def test_a_training_is_measured_once(tiny, tmp_path, monkeypatch):
     psf.main(options)
     rows = psf.read_rows(options.csv)
     assert [row["multiplier"] for row in rows] == [0, *psf.MULTIPLIERS]
-    assert rows[0]["norm"] == rows[1]["force"] == 1
     assert 0 < rows[1]["norm"] < rows[2]["norm"]
-    assert {path.name for path in tmp_path.iterdir()} >= {"psf.md", "psf.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("settings.csv", "psf.csv", "psf.md", "psf.png")
+    }
     text = options.csv.read_text()
-    psf.main(options)
+    with monkeypatch.context() as patch:
+        patch.setattr(psf, "measure", forbidden)
+        psf.main(options)
     assert options.csv.read_text() == text
+    psf.main(dataclasses.replace(options, seeds=(1, 2)))
+    assert options.csv.read_text().startswith(text)
+    assert len(psf.read_rows(options.csv)) == 2 * len(rows)
 
 
 def test_a_training_that_is_too_short_is_refused(tiny, monkeypatch):
