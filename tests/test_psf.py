@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from benchmarks.workloads import (
     WORKLOADS,
     Setting,
     Source,
-    Workload,
     example_losses,
     make_data,
     snapshots,
@@ -35,15 +35,9 @@ def forbidden(*_):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    workload = Workload(
-        source=Source(examples, forbidden),
-        network=MLP((4,)),
-        noise=0.4,
-        num_train=200,
-        num_validation=80,
-        epochs=1,
-        setting=CENTER,
-        seconds=1,
+    changes: dict[str, Any] = {"network": MLP((4,)), "num_train": 200, "num_validation": 80}
+    workload = WORKLOADS["m1d_mlp_clean"]._replace(
+        source=Source(examples, forbidden), epochs=1, setting=CENTER, **changes
     )
     monkeypatch.setitem(WORKLOADS, "tiny", workload)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
