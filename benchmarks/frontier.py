@@ -215,15 +215,21 @@ def train_row(
     return row
 
 
-def read_rows(path: Path) -> dict[Run, dict]:
-    """The finished runs of a CSV file; a last line that was cut off counts for nothing."""
+def read_table(
+    path: Path, words: Collection[str], integers: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The rows of a CSV file, but for words as numbers; a last line that was cut off is dropped."""
     text = path.read_text() if path.exists() else ""
-    rows = {}
-    for line in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
-        row: dict[str, Any] = {k: v if k in WORDS else float(v) for k, v in line.items()}
-        row["seed"] = int(row["seed"])
-        rows[Run(*(row[name] for name in Run._fields))] = row
-    return rows
+    return [
+        {k: v if k in words else int(v) if k in integers else float(v) for k, v in line.items()}
+        for line in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    ]
+
+
+def read_rows(path: Path) -> dict[Run, dict]:
+    """The finished runs of a CSV file."""
+    rows = read_table(path, WORDS, ("seed",))
+    return {Run(*(row[name] for name in Run._fields)): row for row in rows}
 
 
 def in_order(rows: dict[Run, dict]) -> list[dict]:
@@ -382,8 +388,13 @@ def main(options: Options) -> None:
         rich.print(f"wrote {path}")
 
 
-if __name__ == "__main__":
+def run_resumable(main: Callable[[Any], None], options: Any, description: str | None) -> None:
+    """The command line of a benchmark that can be interrupted."""
     try:
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(options, description=description))
     except KeyboardInterrupt:
         raise SystemExit("Interrupted. The same command goes on from here.") from None
+
+
+if __name__ == "__main__":
+    run_resumable(main, Options, __doc__)

@@ -11,10 +11,8 @@ A run is a line of a CSV file as soon as it is finished, and is never done again
 goes on where it was interrupted.
 """
 
-import csv
 import dataclasses
 import functools
-import io
 import itertools
 import math
 import multiprocessing
@@ -34,7 +32,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import arsam_jax
-from benchmarks.frontier import append_row, halton, start_worker
+from benchmarks.frontier import append_row, halton, read_table, run_resumable, start_worker
 from benchmarks.frontier_report import Estimate, markdown_table
 from examples import config as settings
 from examples import data, loop
@@ -297,16 +295,9 @@ def train(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> Rows:
-    """The finished runs of a CSV file; a last line that was cut off counts for nothing."""
-    text = path.read_text() if path.exists() else ""
-    rows: Rows = {}
-    for line in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
-        row: dict[str, Any] = {
-            name: value if name in _TEXT else int(value) if name in _INTEGERS else float(value)
-            for name, value in line.items()
-        }
-        rows[Run(*(row[name] for name in Run._fields))] = row
-    return rows
+    """The finished runs of a CSV file."""
+    rows = read_table(path, _TEXT, _INTEGERS)
+    return {Run(*(row[name] for name in Run._fields)): row for row in rows}
 
 
 def run_all(runs: Sequence[Run], options: Options, title: str) -> Rows:
@@ -592,7 +583,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except KeyboardInterrupt:
-        raise SystemExit("Interrupted. The same command goes on from here.") from None
+    run_resumable(main, Options, __doc__)

@@ -24,6 +24,7 @@ is not read. The whole takes half an hour on one core; a training that is done i
 import csv
 import dataclasses
 import functools
+import io
 import itertools
 import math
 import statistics
@@ -43,6 +44,7 @@ import arsam_jax
 from arsam_jax._xla_cpu import fast_convolutions
 from benchmarks import frontier
 from benchmarks.frontier_report import Estimate, markdown_table
+from benchmarks.methods import METHODS
 from benchmarks.workloads import (
     WORKLOADS,
     Workload,
@@ -51,6 +53,7 @@ from benchmarks.workloads import (
     num_steps,
     snapshots,
 )
+from examples.records import write_text
 
 SHARES = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 MULTIPLIERS = tuple(round(share ** (-2 / 3), 3) for share in SHARES)  # of ρ, as budgeted_sam has it
@@ -141,12 +144,8 @@ def measure(
     rng = np.random.default_rng([seed, 3])
     seen = {}
 
-    def sam(rho, share, steps, seed):
-        return arsam_jax.sam(rho)
-
-    for step, variables in zip(
-        steps, snapshots(workload, sam, setting, seed, data, steps), strict=True
-    ):
+    trained = snapshots(workload, METHODS["sam"].make, setting, seed, data, steps)
+    for step, variables in zip(steps, trained, strict=True):
         order = np.stack(
             [rng.choice(len(data.x), workload.batch_size, replace=False) for _ in range(n)]
         )
@@ -166,6 +165,7 @@ def measure(
 def describe(found: Moments, later: dict[int, Moments], n: int) -> list[dict[str, float]]:
     """What is reported of the gradient, as multiplier 0, and of the PSF at each radius."""
     means = products_of_means(found, n)
+    later_means = {lag: products_of_means(other, n) for lag, other in later.items()}
     squares = np.diag(found.products) / n
     noise = squares - np.diag(means)
     rows = []
@@ -179,7 +179,7 @@ def describe(found: Moments, later: dict[int, Moments], n: int) -> list[dict[str
         }
         for lag, other in later.items():
             product = found.sums[i] @ other.sums[i] / n**2
-            lengths = means[i, i], products_of_means(other, n)[i, i]
+            lengths = means[i, i], later_means[lag][i, i]
             row[f"kept_{lag}"] = (
                 product / math.sqrt(math.prod(lengths)) if min(lengths) > 0 else math.nan
             )
@@ -204,7 +204,8 @@ def estimate(rows: list[dict[str, Any]], column: str) -> Estimate:
 
 def report(rows: list[dict[str, Any]], path: Path) -> list[Path]:
     """Writes the tables and the figure beside ``path``."""
-    workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    measured = {row["workload"] for row in rows}
+    workloads = [name for name in WORKLOADS if name in measured]
 
     def table(column, multipliers, spec=".2f"):
         def cell(workload, multiplier):
@@ -278,30 +279,19 @@ def plot(rows: list[dict[str, Any]], workloads: list[str], path: Path) -> None:
 WORDS = ("workload", "device", "versions")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV file, numbers as such; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v if k in WORDS else float(v) for k, v in row.items()} for row in rows]
-
-
 def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
     """Replaces the file: it never has a part of a training."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(row | {k: f"{v:.7g}" for k, v in row.items() if k not in WORDS})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            numbers = {k: f"{v:.7g}" for k, v in row.items() if k not in WORDS}
-            writer.writerow(row | numbers)
-    partial.replace(path)
+    write_text(path, text.getvalue())
 
 
 def main(options: Options) -> None:
-    settings, rows = frontier.read_rows(options.settings), read_rows(options.csv)
+    settings, rows = frontier.read_rows(options.settings), frontier.read_table(options.csv, WORDS)
     done = {(row["workload"], row["seed"], row["batches"]) for row in rows}
     points = len(PROGRESS) * (1 + len(LAGS))
     with Progress() as progress:
@@ -312,10 +302,9 @@ def main(options: Options) -> None:
                 rows += measure(name, seed, options.batches, settings, on_point)
                 write_rows(rows, options.csv)
     of_size = [row for row in rows if row["batches"] == options.batches]
-    place = {name: i for i, name in enumerate(WORKLOADS)}
-    for path in report(sorted(of_size, key=lambda row: place[row["workload"]]), options.csv):
+    for path in report(of_size, options.csv):
         rich.print(f"wrote {path}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    frontier.run_resumable(main, Options, __doc__)

@@ -199,7 +199,4 @@ def report(sam: dict[str, Setting], csv: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except KeyboardInterrupt:
-        raise SystemExit("Interrupted. The same command goes on from here.") from None
+    frontier.run_resumable(main, Options, __doc__)

@@ -146,7 +146,7 @@ def test_a_training_is_measured_once(tiny, tmp_path, monkeypatch):
         workloads=("tiny",), seeds=(1,), batches=8, csv=tmp_path / "psf.csv", settings=settings
     )
     psf.main(options)
-    rows = psf.read_rows(options.csv)
+    rows = frontier.read_table(options.csv, psf.WORDS)
     assert [row["multiplier"] for row in rows] == [0, *psf.MULTIPLIERS]
     assert 0 < rows[1]["norm"] < rows[2]["norm"]
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -159,7 +159,7 @@ def test_a_training_is_measured_once(tiny, tmp_path, monkeypatch):
     assert options.csv.read_text() == text
     psf.main(dataclasses.replace(options, seeds=(1, 2)))
     assert options.csv.read_text().startswith(text)
-    assert len(psf.read_rows(options.csv)) == 2 * len(rows)
+    assert len(frontier.read_table(options.csv, psf.WORDS)) == 2 * len(rows)
 
 
 def test_a_training_that_is_too_short_is_refused(tiny, monkeypatch):
