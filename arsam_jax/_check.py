@@ -5,6 +5,7 @@ import numbers
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -45,7 +46,8 @@ def check_integer(name: str, value: Any, *, low: int, high: int | None = None) -
     bounds = f">= {low}" if high is None else f"in [{low}, {high}]"
     if isinstance(value, Tracer):
         return
-    if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
+    is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and not is_key:
         value = value.item()
         is_whole = float(value).is_integer()
     else:

@@ -8,6 +8,11 @@ import jax
 import jax.numpy as jnp
 
 
+def gradient(loss_fn: Callable[[Any], jax.Array]) -> Callable[[Any], Any]:
+    """``jax.grad``, conjugated where complex: the direction of steepest ascent, as in optax."""
+    return lambda params: jax.tree.map(jnp.conj, jax.grad(loss_fn)(params))
+
+
 def wide_dtype(x: chex.Array) -> Any:
     """The dtype in which ``x`` is measured and perturbed: its own, but at least float32."""
     dtype = jnp.asarray(x).dtype

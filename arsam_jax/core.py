@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -28,7 +29,7 @@ class Metrics(NamedTuple):
       sampled: bool, whether the last step asked the probe, which is what costs: for most methods a
         second gradient.
       num_sampled: int32, the steps so far that did.
-      rho: ρ of the last step.
+      rho: ρ of the last step, as the probe gets it: ``budgeted_sam`` multiplies its own argument.
       grad_norm: ‖g‖ of the last step.
       perturbed_grad_norm: norm of the perturbed gradient of the last sampled step; like the next
         two, 0 before the first.
@@ -80,17 +81,19 @@ def sharpness_aware(
         updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
 
     ``grad_fn(params) -> grads`` evaluates the same mini-batch with the same dropout key as
-    ``grads``; gradients are already averaged over devices. ``value_fn(params) -> loss``, of
-    ``params`` alone, is accepted instead. Methods that look at single examples take
-    ``example_loss_fn(params, batch) -> losses`` of shape (batch,) and ``batch``, and inside
-    ``pmap`` or ``shard_map`` ``axis_name``, over which they average the gradients they take
-    themselves. Extra arguments that no part needs are ignored, so a step can pass them all.
+    ``grads``; gradients are already averaged over devices, and conjugated where parameters are
+    complex, as optax takes them. ``value_fn(params) -> loss``, of ``params`` alone, is accepted
+    instead. Methods that look at single examples take ``example_loss_fn(params, batch) -> losses``
+    of shape (batch,) and ``batch``, and inside ``pmap`` or ``shard_map`` ``axis_name``, over which
+    they average the gradients they take themselves. Extra arguments that no part needs are
+    ignored, so a step can pass them all.
 
     A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
     second gradient is taken where ρ(t) is not positive or the gradient is not finite (a probe that
-    leaves the gradient unread is always asked, unless ρ is the number 0). A perturbed gradient
-    that is not finite is emitted, so that ``optax.apply_if_finite`` further down the chain sees
-    it, and leaves the states of probe, policy and correction as they were.
+    leaves the gradient unread is always asked, unless ρ is the number 0). Where ρ(t) is not
+    positive none is reused, either. A perturbed gradient that is not finite is emitted, so that
+    ``optax.apply_if_finite`` further down the chain sees it, and leaves the states of probe and
+    correction as they were, and that of the policy but for the price that was paid.
 
     Under ``vmap`` a batched decision runs both branches: every step then costs two gradients.
 
@@ -186,8 +189,11 @@ def sharpness_aware(
 
         def stale(params):
             del params
+            emitted = correction.stale(state.correction, grads, age)
+            if not isinstance(rho_t, int | float):  # a PSF of another radius is not one of ρ = 0
+                emitted = _tree.where(jnp.greater(rho_t, 0), emitted, grads)
             return _StepResult(
-                updates=_tree.cast_like(correction.stale(state.correction, grads, age), updates),
+                updates=_tree.cast_like(emitted, updates),
                 probe=state.probe,
                 correction=state.correction,
                 is_accepted=jnp.array(False),
@@ -244,6 +250,7 @@ def get_state(opt_state: Any) -> SharpnessAwareState:
     if len(found) != 1:
         raise ValueError(
             f"opt_state must hold exactly one sharpness-aware state, found {len(found)}."
+            + " (A checkpoint restored without a target has none.)" * (not found)
         )
     return found[0]
 
@@ -303,11 +310,21 @@ def _uniform(sampled, axis_name):
 def _watch(norm_mask, params):
     """The norm of a tree that a sampling policy sees, given the norm of all of it."""
     mask = norm_mask(params) if callable(norm_mask) else norm_mask
+    keeps = jax.tree.leaves(mask)
+    is_mask = all(isinstance(keep, bool | np.bool_) for keep in keeps) and any(keeps)
+    if mask is not None and not is_mask:
+        raise ValueError(f"norm_mask must be a tree of bools, not all of them False, got {mask!r}.")
 
     def watched(tree, norm):
         if mask is None:
             return _float32(norm)
-        kept = jax.tree.map(lambda keep, subtree: subtree if keep else None, mask, tree)
+        try:
+            kept = jax.tree.map(lambda keep, subtree: subtree if keep else None, mask, tree)
+        except ValueError as error:
+            raise ValueError(
+                f"norm_mask must be a prefix of the parameters, {jax.tree.structure(tree)}, got"
+                f" {mask!r}."
+            ) from error
         return _float32(_tree.norm(kept))
 
     return watched
@@ -334,7 +351,7 @@ def _resolve_grad_fn(grads, params, grad_fn, value_fn):
     for name, function in (("grad_fn", grad_fn), ("value_fn", value_fn)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function of params, got {function!r}.")
-    evaluate = jax.grad(value_fn) if grad_fn is None else grad_fn
+    evaluate = _tree.gradient(_loss_alone(value_fn)) if grad_fn is None else grad_fn
 
     def checked(params):
         perturbed_grads = evaluate(params)
@@ -347,6 +364,20 @@ def _resolve_grad_fn(grads, params, grad_fn, value_fn):
                 f" got {jax.tree.structure(perturbed_grads)} of shapes {shapes[1]}."
             )
         return perturbed_grads
+
+    return checked
+
+
+def _loss_alone(value_fn):
+    def checked(params):
+        value = value_fn(params)
+        if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value) != ():
+            raise ValueError(
+                "value_fn(params) must return the loss alone, a scalar (no auxiliary data), got"
+                f" {jax.tree.structure(value)} of shapes"
+                f" {list(map(jnp.shape, jax.tree.leaves(value)))}."
+            )
+        return value
 
     return checked
 

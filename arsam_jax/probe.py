@@ -138,7 +138,7 @@ def microbatched(
 
         def add_part(carry, part):
             total, state = carry
-            part_grad_fn = jax.grad(lambda params: loss_fn(params, part).mean())
+            part_grad_fn = _tree.gradient(lambda params: loss_fn(params, part).mean())
             direction, state = ascent.update(
                 _tree.widen(part_grad_fn(params)),
                 state,
@@ -233,7 +233,7 @@ def reweighted(
             weights = jax.lax.stop_gradient(jax.nn.softmax(scale * norms))
             return jnp.sum(weights * losses)
 
-        weighted_grads = jax.grad(weighted_loss)(_tree.local_to(axis_name, params))
+        weighted_grads = _tree.gradient(weighted_loss)(_tree.local_to(axis_name, params))
         direction, ascent_state = ascent.update(
             _tree.mean_over(axis_name, _tree.widen(weighted_grads)),
             state.ascent,
@@ -292,7 +292,7 @@ def selective(
         rise = _tree.replicated(loss_fn(point, batch) - loss_fn(params, batch))
         _, chosen = jax.lax.top_k(rise, max(1, round(gamma * size)))
         selected = jax.tree.map(lambda x: _tree.replicated(jnp.asarray(x))[chosen], batch)
-        perturbed_grads = jax.grad(lambda params: loss_fn(params, selected).mean())(
+        perturbed_grads = _tree.gradient(lambda params: loss_fn(params, selected).mean())(
             _tree.local_to(axis_name, point)
         )
         return _tree.mean_over(axis_name, perturbed_grads), state

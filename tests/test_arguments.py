@@ -21,8 +21,8 @@ from arsam_jax import correction, probe, sampling, sharpness_aware
         ("min_samples", [-1, 51]),
         ("warmup_steps", [-1, 1.5]),
         ("reuse_steps", [-1, 0.5, "x"]),
-        ("reuse_dtype", [jnp.int32, bool]),
-        ("seed", [-1, 2**32, 0.5]),
+        ("reuse_dtype", [jnp.int32, bool, "bf16"]),
+        ("seed", [-1, 2**32, 0.5, jax.random.key(0)]),
     ],
 )
 def test_arsam_refuses(argument, values):
@@ -132,3 +132,28 @@ def test_inject_hyperparams_keeps_the_defaults_of_arsam():
 
 def test_reuse_needs_no_steps_argument_to_be_static():
     assert correction.reuse_psf(0).init(jnp.ones(2)) == ()
+
+
+@pytest.mark.parametrize("output", [lambda w: (jnp.sum(w), w), lambda w: w])
+def test_a_value_fn_returns_the_loss_alone(output):
+    params = jnp.ones(2)
+    tx = arsam_jax.sam(0.1)
+    with pytest.raises(ValueError, match=r"^value_fn\(params\) must return the loss alone"):
+        tx.update(params, tx.init(params), params, value_fn=output)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"w": "no", "b": "no"}, "must be a tree of bools"),
+        ({"w": False, "b": False}, "not all of them False"),
+        ({"v": True}, "must be a prefix of the parameters"),
+        (lambda params: ["w"], "must be a tree of bools"),
+    ],
+    ids=["words", "nothing", "other names", "names"],
+)
+def test_a_norm_mask_of_the_wrong_kind_is_refused_by_name(mask, message):
+    params = {"w": jnp.ones(2), "b": jnp.ones(1)}
+    tx = arsam_jax.arsam(0.1, 0.5, norm_mask=mask)
+    with pytest.raises(ValueError, match=f"^norm_mask .*{message}|^norm_mask {message}"):
+        tx.update(params, tx.init(params), params, grad_fn=lambda w: w)

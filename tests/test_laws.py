@@ -479,3 +479,77 @@ def test_a_buffer_narrower_than_float64_never_keeps_an_overflow(x64):
     _, state = tx.update(params, tx.init(params), params, grad_fn=lambda w: 1e50 * w)
     chex.assert_tree_all_finite(state.correction)
     assert state.metrics.sampled
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rho: arsam_jax.arsam(rho, 0.5, warmup_steps=8, reuse_steps=None),
+        lambda rho: arsam_jax.looksam(rho, 3),
+        lambda rho: arsam_jax.budgeted_sam(rho, share=0.5),
+    ],
+    ids=["arsam", "looksam", "budgeted_sam"],
+)
+def test_where_the_radius_of_a_schedule_is_zero_nothing_is_reused(make):
+    tx = make(lambda step: jnp.where(step < 8, 0.1, 0.0))
+    params, state = train(tx, 8)
+    update = jax.jit(make_link_update(tx))
+    for i in range(8, 14):
+        grads = jax.grad(loss_fn)(params, make_batch(i))
+        updates, state = update(grads, state, params, make_batch(i))
+        chex.assert_trees_all_equal(updates, grads)
+    assert arsam_jax.get_metrics(state).num_sampled > 0
+
+
+def make_link_update(tx):
+    def update(grads, state, params, batch):
+        return tx.update(grads, state, params, grad_fn=lambda p: jax.grad(loss_fn)(p, batch))
+
+    return update
+
+
+@pytest.mark.parametrize("by", ["grad_fn", "value_fn"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: arsam_jax.sam(0.1),
+        lambda: arsam_jax.arsam(0.1, 0.5, segment_length=4),
+        lambda: arsam_jax.looksam(0.1, 3),
+        lambda: arsam_jax.budgeted_sam(0.1, share=0.3),
+        lambda: arsam_jax.gsam(0.1, 0.3),
+        lambda: arsam_jax.momentum_sam(0.1),
+        lambda: arsam_jax.m_sam(0.1, 2),
+        lambda: arsam_jax.esam(0.1, beta=1, gamma=0.5),
+    ],
+    ids=["sam", "arsam", "looksam", "budgeted", "gsam", "momentum", "m_sam", "esam"],
+)
+def test_complex_parameters_are_pairs_of_real_ones(make, by):
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(8, 3)), jnp.float32)
+
+    def losses_of(z, x):  # real and imaginary part play different roles
+        return jnp.square(x @ z.real - 1) + jnp.square(jnp.sin(x @ z.imag) + 2 * z.imag[0])
+
+    def train(params, as_complex):
+        tx = make()
+        state = tx.init(params)
+
+        def example_loss_fn(params, x):
+            return losses_of(as_complex(params), x)
+
+        for _ in range(6):
+
+            def value_fn(params):
+                return example_loss_fn(params, x).mean()
+
+            def grad_fn(params):
+                return jax.tree.map(jnp.conj, jax.grad(value_fn)(params))
+
+            evaluate = {"grad_fn": grad_fn} if by == "grad_fn" else {"value_fn": value_fn}
+            examples = {"example_loss_fn": example_loss_fn, "batch": x}
+            updates, state = tx.update(grad_fn(params), state, params, **evaluate, **examples)
+            params = jax.tree.map(lambda w, u: w - 0.05 * u, params, updates)
+        return as_complex(params)
+
+    start = jnp.asarray([1 + 2j, -0.5 + 0.3j, 0.2 - 1j], jnp.complex64)
+    by_pairs = train((start.real, start.imag), lambda pair: jax.lax.complex(*pair))
+    np.testing.assert_allclose(train(start, lambda z: z), by_pairs, rtol=1e-4)
