@@ -211,6 +211,7 @@ def budgeted_sam(
       bound: κ > 0; min(0.1, 0.8 share) if None.
       reuse_dtype: of the buffer; None keeps that of the parameters.
     """
+    _check.check_scalar_or_schedule("rho", rho, low=0)  # before the factor
     if speedup is not None:
         _check.check_static("speedup", speedup)
         _check.check_number("speedup", speedup, low=1, below=2)

@@ -82,7 +82,7 @@ def reuse_psf(
         keeps no buffer; None reuses until the next sample.
       dtype: of the kept PSF; None keeps the dtype of each parameter.
       strength: a >= 0, see ``interpolate``.
-      bound: κ > 0: a reused PSF is scaled down to ‖PSF‖ <= κ ‖g‖. Then ⟨g + PSF, g⟩ >= (1 − κ)
+      bound: κ > 0: a reused PSF is scaled down to ‖a PSF‖ <= κ ‖g‖. Then ⟨g + a PSF, g⟩ >= (1 − κ)
         ‖g‖², so for κ < 1 a reuse step descends however old the PSF is. None does not scale.
 
     Returns:
@@ -123,7 +123,8 @@ def reuse_psf(
         psf = _tree.widen(state.psf)
         if bound is not None:
             limit = jnp.asarray(bound, jnp.float32) * _tree.norm(grads).astype(jnp.float32)
-            psf = _tree.scale(jnp.minimum(1, _tree.safe_divide(limit, state.norm)), psf)
+            norm = state.norm if is_whole else jnp.asarray(strength, jnp.float32) * state.norm
+            psf = _tree.scale(jnp.minimum(1, _tree.safe_divide(limit, norm)), psf)
         return _tree.where(is_reused, mix(grads, psf), grads)
 
     return Correction(init, fresh, stale)
@@ -193,7 +194,11 @@ def subtract_orthogonal(alpha: Any) -> Correction:
 
 
 def _check_reuse_dtype(dtype: Any) -> None:
-    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+    try:
+        is_allowed = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # no dtype at all
+        is_allowed = False
+    if not is_allowed:
         raise ValueError(f"reuse_dtype must be a floating point dtype or None, got {dtype!r}.")
 
 

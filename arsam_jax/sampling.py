@@ -15,7 +15,10 @@ from jax.core import Tracer
 from arsam_jax import _check, _random, _tree
 
 ParamsMask = Any | Callable[[Any], Any] | None
-"""A tree of bools that is a prefix of the parameters, or a function that makes it from them."""
+"""A tree of bools that is a prefix of the parameters, or a function that makes it from them.
+
+With NNX the parameters are the pure ``nnx.State`` that ``nnx.Optimizer`` passes: give a function.
+"""
 
 
 class SamplingPolicy(NamedTuple):
@@ -27,7 +30,7 @@ class SamplingPolicy(NamedTuple):
         scalar) counts from 0. A Python bool promises the same decision for every step.
       record: ``(state, step, sampled, grad_norm, correction_norm) -> state``, after the step.
         ``sampled`` says whether a finite perturbed gradient was taken, ``correction_norm`` is
-        ‖PSF‖ if so and stale if not.
+        ‖PSF‖ if so, not finite if the one that was taken was not, and 0 if none was.
       norm_mask: the leaves over which both norms are taken; None for all of them.
     """
 
@@ -87,7 +90,8 @@ def final_phase(total_steps: int, share: float) -> SamplingPolicy:
 
     Args:
       total_steps: of the run, >= 1.
-      share: in [0, 1]; the sampled steps are the last round(share · total_steps).
+      share: in [0, 1]; the sampled steps are the last round(share · total_steps), and all after
+        ``total_steps`` if there are any.
 
     References:
       Temperon (arXiv 2609.17575): a tail aligned with the decay of the learning rate.
@@ -97,8 +101,11 @@ def final_phase(total_steps: int, share: float) -> SamplingPolicy:
 
     def decide(state, step, grad_norm):
         del grad_norm
-        first = total_steps - jnp.round(jnp.asarray(share * total_steps, jnp.float32))
-        return step >= first.astype(jnp.int32), state
+        wanted = share * total_steps  # in float32 where injected, exact elsewhere
+        is_known = isinstance(wanted, int | float)
+        num_sampled = round(wanted) if is_known else jnp.round(wanted).astype(jnp.int32)
+        first = jnp.asarray(total_steps, jnp.int32) - num_sampled
+        return (step >= first) & jnp.greater(num_sampled, 0), state
 
     return SamplingPolicy(lambda: (), decide)
 
@@ -145,9 +152,7 @@ def gradient_norm_gate(
 
     def decide(state, step, grad_norm):
         x = jnp.square(grad_norm)
-        delta = jnp.asarray(decay, jnp.float32)
-        mean = delta * state.mean + (1 - delta) * x
-        variance = delta * state.variance + (1 - delta) * jnp.square(x - mean)
+        mean, variance = _moving_moments(state.mean, state.variance, x, decay)
         progress = step.astype(jnp.float32) / jnp.asarray(total_steps, jnp.float32)
         progress = jnp.minimum(progress, 1)
         threshold = progress * lambda_1 + (1 - progress) * lambda_2
@@ -155,6 +160,15 @@ def gradient_norm_gate(
         return sampled, GradientNormGateState(mean, variance)
 
     return SamplingPolicy(init, decide)
+
+
+def _moving_moments(mean, variance, value, decay):
+    """Mean and variance moved by one value; as they were where that would overflow."""
+    decay = jnp.asarray(decay, jnp.float32)
+    new_mean = decay * mean + (1 - decay) * value
+    new_variance = decay * variance + (1 - decay) * jnp.square(value - new_mean)
+    is_finite = jnp.isfinite(new_variance)
+    return jnp.where(is_finite, new_mean, mean), jnp.where(is_finite, new_variance, variance)
 
 
 class BudgetedState(NamedTuple):
@@ -229,8 +243,7 @@ def budgeted(
 
     def watch(state, value):
         """Moves the averages by one value of the signal."""
-        mean = 0.9 * state.mean + 0.1 * value
-        variance = 0.9 * state.variance + 0.1 * jnp.square(value - mean)
+        mean, variance = _moving_moments(state.mean, state.variance, value, 0.9)
         score = jnp.tanh(_tree.safe_divide(value - mean, jnp.sqrt(variance)))
         return state._replace(mean=mean, variance=variance, score=score)
 
@@ -244,12 +257,13 @@ def budgeted(
         if total_steps is not None:
             remaining = (jnp.asarray(total_steps, jnp.int32) - step - 1).astype(jnp.float32)
             freedom = jnp.clip(jnp.minimum(budget, 1 - budget) * remaining, 0, most)
-        credit = jnp.minimum(state.credit + budget, 1.5 + most)
+        credit = jnp.minimum(state.credit + jnp.asarray(budget, jnp.float32), 1.5 + most)
         return credit + freedom * state.score >= 0.5, state._replace(credit=credit)
 
     def record(state, step, sampled, grad_norm, correction_norm):
         del step
-        state = state._replace(credit=state.credit - sampled.astype(jnp.float32))
+        is_paid = sampled | ~jnp.isfinite(correction_norm)  # one that was refused, too
+        state = state._replace(credit=state.credit - is_paid.astype(jnp.float32))
         if signal != "ratio":
             return state
         value = jnp.log(correction_norm / grad_norm)

@@ -53,7 +53,9 @@ def fisher_mask(
     The Fisher information of a weight is the mean of its squared per-example gradients over
     ``num_examples`` examples of the current mini-batch. Needs ``example_loss_fn`` and ``batch``.
     A refresh costs about one gradient; it takes the examples one by one, so that it keeps no
-    gradients but their running sum.
+    gradients but their running sum. Batch normalisation in ``example_loss_fn`` then sees one
+    example at a time: with batch statistics the normalised output of a dense layer is constant,
+    and the scores of what comes before it mean nothing. Use running statistics there.
 
     Args:
       sparsity: share of weights without perturbation, in [0, 1).
@@ -265,7 +267,8 @@ def _check_pattern(pattern: Any) -> None:
 
 
 def _num_live(size: int, sparsity: float) -> int:
-    return int(size) - math.ceil(int(size) * sparsity)
+    without_rounding = int(size) * sparsity * (1 - 1e-12)  # 100 · 0.07 is above 7
+    return int(size) - math.ceil(without_rounding)
 
 
 def _rank(scores: jax.Array) -> jax.Array:

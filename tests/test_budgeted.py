@@ -162,3 +162,33 @@ def test_credit_lapses_where_nothing_can_be_sampled():
     tx = optax.chain(arsam_jax.budgeted_sam(rho, share=0.25), BASE)
     _, state = train(tx, 240)
     assert 10 <= arsam_jax.get_metrics(state).num_sampled <= 11
+
+
+def test_a_second_gradient_that_is_not_finite_is_paid_for():
+    tx = arsam_jax.budgeted_sam(0.1, share=0.25)
+    params = jnp.ones(2)
+    state = tx.init(params)
+    update = jax.jit(lambda state: tx.update(params, state, params, grad_fn=lambda w: w * jnp.inf))
+    for _ in range(40):
+        _, state = update(state)
+    assert state.metrics.num_sampled == 10
+
+
+def test_a_share_of_another_dtype_leaves_the_state_as_it_was(x64):
+    policy = sampling.budgeted(np.float64(0.3))
+    state = policy.init()
+    _, after = policy.decide(state, jnp.int32(0), jnp.float32(1))
+    chex.assert_trees_all_equal_dtypes(state, after)
+
+
+def test_the_bound_holds_for_what_is_emitted():
+    reuse = correction.reuse_psf(None, strength=5.0, bound=0.5)
+    grads = jnp.array([1.0, 0.0])
+    _, state = reuse.fresh(reuse.init(grads), grads, jnp.array([-2.0, 4.0]))
+    assert jnp.linalg.norm(reuse.stale(state, grads, jnp.int32(1)) - grads) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("rho", [-0.1, "0.1", None])
+def test_a_bad_radius_is_named_as_it_was_given(rho):
+    with pytest.raises((TypeError, ValueError), match=rf"^rho must be .*, got {rho!r}\."):
+        arsam_jax.budgeted_sam(rho)

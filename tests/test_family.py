@@ -692,3 +692,42 @@ def test_every_alias_is_public_and_in_the_contract_suite():
         source = "docs/frontier.md" if name == "budgeted_sam" else "References:"  # our own
         for part in ("Costs", "keeps", "Args:", source):
             assert part in doc, (name, part)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [sampling.gradient_norm_gate(100), sampling.budgeted(0.3, signal="gradient_norm")],
+    ids=["gate", "budgeted"],
+)
+def test_one_huge_gradient_does_not_end_a_policy_that_follows_gradient_norms(policy):
+    norms = np.exp(0.3 * np.random.default_rng(0).normal(size=100)).astype(np.float32)
+
+    def decisions(norms):
+        state, found = policy.init(), []
+        for step, norm in enumerate(norms):
+            sampled, state = policy.decide(state, jnp.int32(step), jnp.asarray(norm))
+            state = policy.record(state, jnp.int32(step), sampled, norm, norm)
+            found.append(bool(sampled))
+        return found
+
+    usual = decisions(norms)
+    norms[20] = 1e18
+    after = slice(60, None)
+    assert decisions(norms)[after].count(True) == pytest.approx(usual[after].count(True), abs=2)
+
+
+def test_final_phase_counts_exactly_and_a_share_of_nothing_takes_nothing():
+    steps = 2**25 + 1  # beyond what float32 counts
+    policy = sampling.final_phase(steps, 1 / steps)
+    assert [bool(policy.decide((), jnp.int32(i), 1.0)[0]) for i in (steps - 2, steps - 1)] == [
+        False,
+        True,
+    ]
+    never = sampling.final_phase(10, 0)
+    assert not any(never.decide((), jnp.int32(i), 1.0)[0] for i in range(20))
+
+
+@pytest.mark.parametrize(("sparsity", "live"), [(0.07, 93), (0.55, 45), (0.5, 50), (0.999, 0)])
+def test_a_mask_keeps_the_number_that_its_sparsity_says(sparsity, live):
+    scores = jnp.arange(100.0)
+    assert int(sparse.keep_largest(scores, sparsity, "unstructured").sum()) == live
