@@ -5,13 +5,15 @@ Needs the extra ``arsam-jax[flax]``.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
 import optax
 from flax import nnx
 from flax.training import train_state
+
+_EXTRA_ARGS = {"grad_fn", "value_fn", "example_loss_fn", "batch", "axis_name", "value", "grad"}
 
 
 class TrainState(train_state.TrainState):
@@ -29,18 +31,32 @@ class TrainState(train_state.TrainState):
     the perturbed one, and both passes share one dropout key.
     """
 
-    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> Self:
+    def apply_gradients(
+        self, *, grads: Any, extra_args: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Self:
         """Takes an optimizer step.
 
         Args:
           grads: gradients shaped like ``params``.
-          **kwargs: names of fields of the state (``batch_stats=...``) replace those fields; every
-            other one (``grad_fn=...``) is an extra argument of ``tx.update``. An optimizer that
-            takes none ignores them.
+          extra_args: further extra arguments of ``tx.update``, by name.
+          **kwargs: names of fields of the state (``batch_stats=...``) replace those fields; the
+            others are extra arguments of ``tx.update``: ``grad_fn``, ``value_fn``,
+            ``example_loss_fn``, ``batch``, ``axis_name``, and optax's ``value`` and ``grad``. An
+            optimizer that takes none ignores them.
+
+        Raises:
+          TypeError: for a name that is neither.
         """
         fields = {field.name for field in dataclasses.fields(self)}
+        unknown = kwargs.keys() - fields - _EXTRA_ARGS
+        if unknown:
+            raise TypeError(
+                f"apply_gradients got {', '.join(sorted(unknown))}. The fields of"
+                f" {type(self).__name__} are {', '.join(sorted(fields))}; extra arguments by name"
+                f" are {', '.join(sorted(_EXTRA_ARGS))}, others go into extra_args."
+            )
         replaced = {name: value for name, value in kwargs.items() if name in fields}
-        extra_args = {name: value for name, value in kwargs.items() if name not in fields}
+        extra_args = {k: v for k, v in kwargs.items() if k not in fields} | dict(extra_args or {})
         update = optax.with_extra_args_support(self.tx).update
         bound = optax.GradientTransformation(self.tx.init, functools.partial(update, **extra_args))
         state = super(TrainState, self.replace(tx=bound)).apply_gradients(grads=grads, **replaced)

@@ -70,7 +70,7 @@ class LogitMemory(NamedTuple):
     Arrays only, so it is checkpointed with the rest of the state.
 
     Attributes:
-      logits: (lag, examples, classes); epoch e is in row e mod lag.
+      logits: (lag, examples, classes); epoch e is in row e mod lag, NaN where nothing is kept yet.
     """
 
     logits: jax.Array
@@ -93,7 +93,7 @@ class LogitMemory(NamedTuple):
             ("lag", lag),
         ):
             _check.check_integer(name, value, low=1)
-        return cls(jnp.zeros([lag, num_examples, num_classes], dtype))
+        return cls(jnp.full([lag, num_examples, num_classes], jnp.nan, dtype))
 
     def write(self, index: chex.Array, epoch: Any, logits: chex.Array) -> "LogitMemory":
         """Keeps the logits of the examples ``index`` (int, (batch,)) of this epoch (from 0)."""
@@ -113,10 +113,10 @@ class LogitMemory(NamedTuple):
     ) -> jax.Array:
         """SAF's term for the examples ``index``; call it before ``write`` of the same epoch.
 
-        0 before ``start_epoch`` and while the memory is not full.
+        0 before ``start_epoch``. An example of which nothing is kept in that row adds 0.
         """
         _check.check_integer("start_epoch", start_epoch, low=0)
-        lag = self.logits.shape[0]
-        past = self.logits[epoch % lag, index].astype(logits.dtype)
+        kept = self.logits[epoch % self.logits.shape[0], index].astype(logits.dtype)
+        past = jnp.where(jnp.isnan(kept), logits, kept)
         term = trajectory_loss(past, logits, temperature=temperature, strength=strength)
-        return jnp.where(epoch >= max(start_epoch, lag), term, 0)
+        return jnp.where(epoch >= start_epoch, term, 0)

@@ -98,12 +98,20 @@ def test_linen_dropout_masks_are_the_same_in_both_passes():
 
 def test_linen_state_forwards_extra_args_and_replaces_fields():
     tx = make_tx(arsam_jax.arsam(0.1, 0.5, warmup_steps=2))
-    state, _ = linen_step(linen_state(tx), unknown_extra=3)
+    state, _ = linen_step(linen_state(tx), extra_args={"unknown_extra": 3})
     assert state.step == 1
     assert state.tx is tx
     assert arsam_jax.get_metrics(state.opt_state).num_sampled == 1
     with pytest.raises(ValueError, match="grad_fn"):
         state.apply_gradients(grads=state.params)
+
+
+def test_linen_state_refuses_a_name_that_is_no_field():
+    state = linen_state(make_tx(arsam_jax.sam(0.1)))
+    with pytest.raises(
+        TypeError, match=r"got batch_statz\. The fields of LinenState .*batch_stats"
+    ):
+        state.apply_gradients(grads=state.params, grad_fn=lambda w: w, batch_statz={})
 
 
 def test_linen_step_takes_a_plain_optimizer_unchanged():

@@ -72,6 +72,21 @@ def test_nothing_is_asked_of_a_memory_that_is_not_full():
         assert memory.loss(index, epoch, jnp.ones((4, 3)), start_epoch=0) == 0
 
 
+def test_an_example_that_was_never_kept_adds_nothing():
+    memory = LogitMemory.create(4, 3, lag=1)
+    past, now = (jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32) for _ in range(2))
+    memory = memory.write(jnp.array([0, 2]), 6, past[jnp.array([0, 2])])
+
+    def loss(logits):
+        return memory.loss(jnp.arange(4), 7, logits)
+
+    expected = 0.3 * kl(np.asarray(past)[[0, 2]], np.asarray(now)[[0, 2]], 5.0) / 2
+    np.testing.assert_allclose(loss(now), expected, rtol=1e-3)
+    sizes = jnp.abs(jax.grad(loss)(now)).max(axis=1)
+    assert (sizes[jnp.array([1, 3])] < 1e-8).all()
+    assert (sizes[jnp.array([0, 2])] > 1e-4).all()
+
+
 def test_the_memory_costs_what_it_says():
     memory = LogitMemory.create(50_000, 10)
     assert memory.logits.nbytes == 3 * 50_000 * 10 * 4
