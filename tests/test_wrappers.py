@@ -59,6 +59,36 @@ def test_multi_steps_in_a_chain_loses_grad_fn_and_the_error_says_so():
         update(optax.chain(multi_steps), grad_fn=grad_fn)
 
 
+def test_multi_steps_around_a_chain_needs_a_grad_fn_of_all_micro_batches_as_documented():
+    batches = jnp.array([[1.0, 0.0], [0.0, 3.0]])
+
+    def loss_on(batch, params):
+        return jnp.sum(batch @ params["w"]) ** 2
+
+    def run(make_grad_fn):
+        tx = optax.MultiSteps(make_chain(), 2)
+        params, state = PARAMS, tx.init(PARAMS)
+        with jax.numpy_dtype_promotion("standard"):  # optax divides float32 by int32 here
+            for batch in batches:
+                grads = jax.grad(lambda p, b=batch: loss_on(b, p))(params)
+                updates, state = tx.update(grads, state, params, grad_fn=make_grad_fn(batch))
+                params = optax.apply_updates(params, updates)
+        return params
+
+    def mean_grad_fn(params):
+        return jax.grad(lambda p: (loss_on(batches[0], p) + loss_on(batches[1], p)) / 2)(params)
+
+    expected = optax.apply_updates(
+        PARAMS,
+        make_chain().update(
+            mean_grad_fn(PARAMS), make_chain().init(PARAMS), PARAMS, grad_fn=mean_grad_fn
+        )[0],
+    )
+    chex.assert_trees_all_close(run(lambda batch: mean_grad_fn), expected, rtol=1e-6)
+    of_last = run(lambda batch: jax.grad(lambda p: loss_on(batch, p)))
+    assert of_last["w"][0] == PARAMS["w"][0]  # what the first micro-batch says is lost
+
+
 def test_flatten_gives_grad_fn_a_flat_vector_and_fails_in_it():
     with pytest.raises(TypeError, match="indexing"):
         update(optax.flatten(make_chain()), grad_fn=grad_fn)
