@@ -384,6 +384,8 @@ def main(options: Options) -> None:
             runs += [Run(protocol, *point, seed, *setting) for seed in options.seeds]
         run_all(runs, options)
     rows = in_order(read_rows(options.csv))
+    if not rows:
+        raise SystemExit(f"--csv: {options.csv} has no finished runs")
     for path in frontier_report.write(rows, options.csv, ablations=tuple(ABLATIONS)):
         rich.print(f"wrote {path}")
 

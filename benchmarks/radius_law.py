@@ -16,6 +16,7 @@ interrupted is resumed by the same command.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from benchmarks.frontier import Run
 from benchmarks.workloads import WORKLOADS, Setting
 
 RATIO = 1.6  # of neighbouring multipliers
+LEAST, MOST = 0.1, 70  # of all multipliers
 
 
 class Variant(NamedTuple):
@@ -67,8 +69,9 @@ VARIANTS = SWEEPS["radius"] | SWEEPS["kappa"] | SWEEPS["rules"]
 def multipliers(variant: str, share: float) -> list[float]:
     """Powers of ``RATIO`` from below s^(−1/2), in base from one further down, to above 1/s.
 
-    Where rules are compared, what they say. Where κ is searched, the power next to s^(−2/3); for a
-    smaller κ than in base, which may allow a larger radius, one power less and two more.
+    Where the best of them is the first or the last, ``beyond`` goes on from there. Where rules are
+    compared, what they say. Where κ is searched, the power next to s^(−2/3); for a smaller κ than
+    in base, which may allow a larger radius, one power less and two more.
     """
     if share == 0:
         return [1.0]
@@ -108,18 +111,58 @@ def runs_of(variant: str, workload: str, sam: Setting) -> list[Run]:
 
 
 def curves_of(variant: str, workload: str, sam: Setting, done: dict[Run, dict]) -> dict:
-    """The curve of each share whose runs are all done."""
+    """The curve of each share whose runs are all done, as far as it was gone on with."""
     curves = {}
-    for share in VARIANTS[variant].shares:
-        tried = multipliers(variant, share)
+
+    def accuracies(share, multiplier):
+        """Of each seed, or None where one is missing."""
         runs = [
-            [make_run(variant, workload, share, m, seed, sam) for m in tried]
+            make_run(variant, workload, share, multiplier, seed, sam)
             for seed in seeds(variant, workload)
         ]
-        if all(run in done for row in runs for run in row):
-            accuracy = np.array([[done[run]["accuracy"] for run in row] for row in runs])
-            curves[share] = radius_law_report.Curve(np.array(tried), accuracy)
+        return [done[run]["accuracy"] for run in runs] if all(r in done for r in runs) else None
+
+    for share in VARIANTS[variant].shares:
+        tried = multipliers(variant, share)
+        if variant in SWEEPS["radius"] and share > 0:
+            while accuracies(share, tried[0] / RATIO):
+                tried.insert(0, tried[0] / RATIO)
+            while accuracies(share, tried[-1] * RATIO):
+                tried.append(tried[-1] * RATIO)
+        columns = [accuracies(share, multiplier) for multiplier in tried]
+        if all(columns):
+            curves[share] = radius_law_report.Curve(np.array(tried), np.array(columns).T)
     return curves
+
+
+def beyond(curve: radius_law_report.Curve) -> list[float]:
+    """The next multiplier where the best is the first or the last of a curve."""
+    tried, top = curve.multipliers, curve.accuracy.mean(0).argmax()
+    lower = [tried[0] / RATIO] if top == 0 else []
+    higher = [tried[-1] * RATIO] if top == len(tried) - 1 else []
+    return [m for m in lower + higher if LEAST <= m <= MOST]
+
+
+def search(
+    variants: Iterable[str],
+    sam: dict[str, Setting],
+    options: frontier.Options,
+    run_one: Callable[[Run], dict],
+) -> None:
+    """Runs the variants on the workloads of `sam`, and goes on where a best is not bracketed."""
+    pairs = [(variant, workload) for variant in variants for workload in sam]
+    runs = [run for pair in pairs for run in runs_of(*pair, sam[pair[1]])]
+    while runs:
+        done = frontier.run_all(runs, options, run_one)
+        runs = [
+            make_run(variant, workload, share, multiplier, seed, sam[workload])
+            for variant, workload in pairs
+            if variant in SWEEPS["radius"]
+            for share, curve in curves_of(variant, workload, sam[workload], done).items()
+            if share > 0
+            for multiplier in beyond(curve)
+            for seed in seeds(variant, workload)
+        ]
 
 
 @functools.cache
@@ -166,14 +209,8 @@ def main(options: Options) -> None:
     draws = frontier.Options().draws
     sam = {w: frontier.best_setting((w, "sam", 1), draws, searched) for w in options.workloads}
     if options.sweep != "report":
-        runs = [
-            run
-            for variant in SWEEPS[options.sweep]
-            if variant in options.variants
-            for workload in options.workloads
-            for run in runs_of(variant, workload, sam[workload])
-        ]
-        frontier.run_all(runs, frontier.Options(csv=options.csv, workers=options.workers), execute)
+        variants = [name for name in SWEEPS[options.sweep] if name in options.variants]
+        search(variants, sam, frontier.Options(csv=options.csv, workers=options.workers), execute)
     for path in report(sam, options.csv):
         rich.print(f"wrote {path}")
 

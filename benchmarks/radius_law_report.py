@@ -54,18 +54,21 @@ def jackknife(statistic: Callable[[Sequence], float], items: Sequence) -> Estima
 def best(curve: Curve, floor: float) -> float:
     """The multiplier at the top of a parabola in log m through the best point and its neighbours.
 
-    Two neighbours on each side, the top clipped to them. What is below half way from `floor`,
-    SGD's accuracy, to the best counts as half way: how deep a collapse is says nothing about where
-    the top is. Accuracy rises slowly and falls fast, so the top found is about 10 % low at every
-    share.
+    Two neighbours on each side, the top no further from the best point than half way to the next.
+    What is below half way from `floor`, SGD's accuracy, to the best counts as half way: how deep a
+    collapse is says nothing about where the top is. Accuracy rises slowly and falls fast, so the
+    top found is about 10 % low at every share.
     """
     mean = curve.accuracy.mean(0)
     top = int(mean.argmax())
     mean = mean.clip((floor + mean[top]) / 2)
     part = slice(max(0, top - 2), top + 3)
-    x = np.log(curve.multipliers[part])
-    a, b, _ = np.polyfit(x, mean[part], 2)
-    return float(np.exp(np.clip(-b / (2 * a), x[0], x[-1]) if a < 0 else x[mean[part].argmax()]))
+    x = np.log(curve.multipliers)
+    a, b, _ = np.polyfit(x[part], mean[part], 2)
+    if a >= 0:
+        return float(curve.multipliers[top])
+    low, high = ((x[top] + x[max(0, min(i, len(x) - 1))]) / 2 for i in (top - 1, top + 1))
+    return float(np.exp(np.clip(-b / (2 * a), low, high)))
 
 
 def best_with_error(curve: Curve, floor: float) -> Estimate:
@@ -99,6 +102,18 @@ def exponent(bests: Mapping[float, float], origin: float | None) -> Estimate:
     return Estimate(e, error)
 
 
+def exponents(curves: Curves) -> dict[str, Estimate]:
+    """From ρ: the origin is m = 1. From the best ρ: it is SAM's own m. Free: it is fitted."""
+    floor = statistics.fmean(curves[0].at(1))
+    bests = {share: best(curve, floor) for share, curve in curves.items() if share > 0}
+    below = {share: top for share, top in bests.items() if share < 1}
+    return {
+        "from ρ": exponent(below, 1),
+        "from the best ρ": exponent(below, bests[1]),
+        "free": exponent(bests, None),
+    }
+
+
 def over_workloads(estimates: Sequence[Estimate]) -> Estimate:
     """Mean, and the standard error that the spread between workloads gives."""
     means = [e.mean for e in estimates if not math.isnan(e.mean)]
@@ -119,14 +134,22 @@ class Study:
         self.sam = curves[1].at(self.sam_best)
 
     def exponents(self) -> dict[str, Estimate]:
-        """From ρ: the origin is m = 1. From the best ρ: it is SAM's own m. Free: it is fitted."""
-        bests = {share: math.exp(top.mean) for share, top in self.bests.items()}
-        below = {share: top for share, top in bests.items() if share < 1}
-        return {
-            "from ρ": exponent(below, 1),
-            "from the best ρ": exponent(below, self.sam_best),
-            "free": exponent(bests, None),
-        }
+        """With the larger of two errors: of the residuals, and of the jackknife over seeds.
+
+        The one misses what all shares take from SAM's best radius, the other is rough with two or
+        three seeds, and knows of no law that is not a power.
+        """
+
+        def of_seeds(name, seeds):
+            some = {s: c._replace(accuracy=c.accuracy[[*seeds]]) for s, c in self.curves.items()}
+            return exponents(some)[name].mean
+
+        def with_error(name, fit):
+            seeds = range(len(self.sgd))
+            over_seeds = jackknife(functools.partial(of_seeds, name), seeds)
+            return Estimate(fit.mean, float(np.fmax(fit.error, over_seeds.error)))
+
+        return {name: with_error(name, fit) for name, fit in exponents(self.curves).items()}
 
     def gap(self, accuracy: Sequence[float]) -> Estimate:
         """Closed by accuracies of the first seeds; nothing where these are not known."""
@@ -196,7 +219,8 @@ def write(
         _bests(groups),
         "What of SAM's gain at its own best radius is kept there, in %.\n",
         _kept(groups),
-        "Exponent e of m = s^(−e), ± standard error of the fit, and over workloads of their mean."
+        "Exponent e of m = s^(−e), ± its standard error (the larger of that of the fit and that of"
+        " the jackknife over seeds), and over workloads of their mean."
         " From ρ: m is 1 at s = 1. From the best ρ: it is there what suits SAM in this variant."
         " Free: the value at s = 1 is fitted. In the rows of least regret, the e that loses least"
         " over all shares and workloads, ± its jackknife over workloads.\n",

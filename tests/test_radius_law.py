@@ -1,5 +1,6 @@
 """The search for the law of the radius, on fake runs whose best radius is known."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -111,6 +112,48 @@ def test_the_exponent_is_found_again(tmp_path):
     text = written[1].read_text()
     assert "| 0.4 |" in text
     assert "batch 256" in text
+
+
+def one_best(multiplier, run):
+    away = math.log(run.rho / SAM.rho / multiplier)
+    return row_of(run, 70.0 if run.method == "sgd" else 80 - away**2 + 0.01 * run.seed)
+
+
+@pytest.mark.parametrize("best_of_sam", [0.2, 1.0, 6.0])
+def test_a_best_beyond_the_grid_is_gone_after(tmp_path, best_of_sam):
+    """One best radius at all shares: exponent 0, which no grid that follows s^(−1/2) has."""
+    sam = {"m1d_cnn_noisy": SAM}
+    run_one = functools.partial(one_best, best_of_sam)
+    radius_law.search(["lr/3"], sam, options(tmp_path), run_one)
+    done = frontier.read_rows(options(tmp_path).csv)
+    study = radius_law_report.Study(radius_law.curves_of("lr/3", "m1d_cnn_noisy", SAM, done))
+    for top in study.bests.values():
+        assert math.exp(top.mean) == pytest.approx(best_of_sam, rel=0.1)
+    assert study.exponents()["from the best ρ"].mean == pytest.approx(0, abs=0.05)
+    radius_law.search(["lr/3"], sam, options(tmp_path), forbidden_run)
+
+
+def test_the_best_is_never_far_from_the_best_point():
+    tried = radius_law.RATIO ** np.arange(5)
+    accuracy = np.array([[77.0, 80.0, 70.0, 70.0, 70.0]])
+    found = radius_law_report.best(Curve(tried, accuracy), 50)
+    assert abs(math.log(found / tried[1])) <= math.log(radius_law.RATIO) / 2 + 1e-9
+
+
+def test_what_all_shares_take_from_the_best_of_sam_is_in_the_error():
+    tried = radius_law.RATIO ** np.arange(-2.0, 9)
+
+    def curve(best_of_seeds):
+        rows = [80 - np.log(tried / best) ** 2 for best in best_of_seeds]
+        return Curve(tried, np.array(rows))
+
+    curves = {s: curve([s**-0.6] * 4) for s in (1 / 2, 1 / 4, 1 / 8, 1 / 20)}
+    curves[0] = Curve(np.array([1.0]), np.full((4, 1), 70.0))
+    steady = radius_law_report.Study(curves | {1: curve([1.0] * 4)}).exponents()
+    noisy = radius_law_report.Study(curves | {1: curve([0.5, 0.8, 1.25, 2.0])}).exponents()
+    assert steady["from the best ρ"].error < 0.02
+    assert noisy["from the best ρ"].error > 0.08
+    assert noisy["from ρ"] == pytest.approx(steady["from ρ"])
 
 
 def _write(path, rows):
