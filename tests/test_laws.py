@@ -536,18 +536,22 @@ def test_complex_parameters_are_pairs_of_real_ones(make, by):
         def example_loss_fn(params, x):
             return losses_of(as_complex(params), x)
 
-        for _ in range(6):
+        def value_fn(params):
+            return example_loss_fn(params, x).mean()
 
-            def value_fn(params):
-                return example_loss_fn(params, x).mean()
+        def grad_fn(params):
+            return jax.tree.map(jnp.conj, jax.grad(value_fn)(params))
 
-            def grad_fn(params):
-                return jax.tree.map(jnp.conj, jax.grad(value_fn)(params))
+        evaluate = {"grad_fn": grad_fn} if by == "grad_fn" else {"value_fn": value_fn}
+        examples = {"example_loss_fn": example_loss_fn, "batch": x}
 
-            evaluate = {"grad_fn": grad_fn} if by == "grad_fn" else {"value_fn": value_fn}
-            examples = {"example_loss_fn": example_loss_fn, "batch": x}
+        @jax.jit
+        def step(params, state):
             updates, state = tx.update(grad_fn(params), state, params, **evaluate, **examples)
-            params = jax.tree.map(lambda w, u: w - 0.05 * u, params, updates)
+            return jax.tree.map(lambda w, u: w - 0.05 * u, params, updates), state
+
+        for _ in range(6):
+            params, state = step(params, state)
         return as_complex(params)
 
     start = jnp.asarray([1 + 2j, -0.5 + 0.3j, 0.2 - 1j], jnp.complex64)
