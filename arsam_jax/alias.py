@@ -10,6 +10,7 @@ loss, in ``arsam_jax.trajectory``.
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import optax
 
 from arsam_jax import _check, ascent, correction, sampling, sparse
@@ -193,21 +194,25 @@ def budgeted_sam(
     *,
     share: float | None = None,
     speedup: float | None = None,
+    total_steps: int | None = None,
     bound: float | None = None,
     reuse_dtype: Any = None,
 ) -> Link:
     r"""SAM at a price one can set: few samples, evenly spaced, further out, bounded reuse.
 
     Of all steps a share is sampled, evenly spaced, at the radius :math:`\rho\, share^{-2/3}`: keep
-    the ρ tuned for SAM and choose the price. The steps between emit g + PSF of the last sample,
-    scaled down to ‖PSF‖ <= κ ‖g‖. Costs 1 + share, keeps 1. share = 1 is SAM. See
-    docs/frontier.md.
+    the ρ tuned for SAM and choose the price. Given ``total_steps``, the radius is
+    :math:`\rho\, (1 + (1 / share - 1)\, t / T)` instead, which rises from ρ to ρ / share while the
+    learning rate falls. The steps between emit g + PSF of the last sample, scaled down to ‖PSF‖ <=
+    κ ‖g‖. Costs 1 + share, keeps 1. share = 1 is SAM. See docs/frontier.md.
 
     Args:
       rho: the radius that suits SAM.
       share: of sampled steps, in (0, 1], a Python float; 0.125 if neither it nor ``speedup`` is
         given.
       speedup: in place of ``share``: 2 / (1 + share), in [1, 2).
+      total_steps: T >= 1, of the run, where its learning rate falls to nearly 0 along it, as a
+        cosine does; None for any other.
       bound: κ > 0; min(0.1, 0.8 share) if None.
       reuse_dtype: of the buffer; None keeps that of the parameters.
     """
@@ -221,10 +226,20 @@ def budgeted_sam(
     share = 0.125 if share is None else share
     _check.check_static("share", share)
     _check.check_number("share", share, above=0, high=1)
-    factor = share ** (-2 / 3)
     bound = min(0.1, 0.8 * share) if bound is None else bound
+    if total_steps is not None:
+        _check.check_integer("total_steps", total_steps, low=1)
+
+    def radius(step) -> Any:
+        base = rho(step) if callable(rho) else rho
+        if total_steps is None:
+            return base * share ** (-2 / 3)
+        progress = jnp.minimum(jnp.asarray(step, jnp.float32) / total_steps, 1)
+        return base * (1 + (1 / share - 1) * progress)
+
+    is_constant = total_steps is None and not callable(rho)
     return sharpness_aware(
-        (lambda step: factor * rho(step)) if callable(rho) else rho * factor,
+        radius(0) if is_constant else radius,
         sampling=sampling.budgeted(share),
         correction=correction.reuse_psf(None, reuse_dtype, bound=bound),
     )

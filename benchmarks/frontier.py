@@ -156,8 +156,8 @@ def halton(index: int, base: int) -> float:
 def points(options: Options, stage: str) -> list[Point]:
     """What a stage compares: each method by its own ρ, or all that can by SAM's."""
     if stage == "ablations":
-        chosen = [*REFERENCES, "budgeted_sam", *ABLATIONS]
-        options = dataclasses.replace(options, shares=(1 / 8, 1 / 16))
+        chosen = [*REFERENCES, "budgeted_sam", "budgeted_sam_rising", *ABLATIONS]
+        options = dataclasses.replace(options, shares=(1, 1 / 8, 1 / 16))
     else:
         chosen = [name for name in METHODS if name in (*REFERENCES, *options.methods)]
     if stage in ("tuned", "tune"):

@@ -145,10 +145,10 @@ def write(rows: Sequence[dict[str, Any]], csv: Path, ablations: Sequence[str] = 
         }
         parts.append(_markdown(title, lines, path.name, settings, stage))
         written.append(path)
-        known = {"sgd", "sam", "budgeted_sam", *ablations}
+        known = {"sgd", "sam", *_OURS, *ablations}
         lines = summarize([row for row in of_stage if row["method"] in known])
         lines = [
-            x for x in lines if x.method in ablations or (x.method == _ABLATED and x.share <= 1 / 8)
+            x for x in lines if x.method in ablations or (x.method in _OURS and x.share <= 1 / 8)
         ]
         if any(x.method in ablations for x in lines):
             title = (
@@ -167,6 +167,7 @@ def write(rows: Sequence[dict[str, Any]], csv: Path, ablations: Sequence[str] = 
 
 
 _ABLATED = "budgeted_sam"  # drawn as a line across at one step in eight
+_OURS = {_ABLATED: "crimson", "budgeted_sam_rising": "darkblue"}
 
 
 def _workloads(lines: Sequence[Line]) -> list[str]:
@@ -277,13 +278,13 @@ def plot(lines: Sequence[Line], title: str, path: Path) -> None:
                 for x in sorted(lines, key=lambda x: x.gradients)
                 if x.method == method and (panel in x.gaps or panel not in workloads)
             ]
-            is_ours = method == "budgeted_sam"
+            is_ours = method in _OURS
             axis.errorbar(
                 [gradients for gradients, _ in found],
                 [min(max(gap.mean, _LOWEST), _HIGHEST) for _, gap in found],
                 [gap.error if _LOWEST <= gap.mean <= _HIGHEST else 0 for _, gap in found],
                 label=method,
-                color="crimson" if is_ours else plt.get_cmap("tab20")(2 * i % 20 + i // 10),
+                color=_OURS.get(method, plt.get_cmap("tab20")(2 * i % 20 + i // 10)),
                 linewidth=2.6 if is_ours else 1.1,
                 marker="o" if is_ours else "Pv^<>*Xdph8s"[i % 12],
                 markersize=6 if is_ours else 5,
@@ -316,10 +317,9 @@ def plot_ablations(lines: Sequence[Line], title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 1 + 0.28 * len(lines)), layout="constrained")
     for place, line in enumerate(lines):
         mean, error = line.mean_gap
-        is_ours = (line.method, line.share) == (_ABLATED, 1 / 8)
-        color = "crimson" if is_ours else "0.25"
+        color = _OURS.get(line.method, "0.25")
         axis.errorbar(mean, place, xerr=error, fmt="o", color=color, capsize=2)
-        if is_ours:
+        if (line.method, line.share) == (_ABLATED, 1 / 8):
             axis.axvline(mean, color=color, linewidth=0.8)
     names = [f"{x.method}, 1/{1 / x.share:.0f}" for x in lines]
     axis.set_yticks(range(len(lines)), names)

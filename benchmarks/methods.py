@@ -110,6 +110,9 @@ METHODS = {
     "budgeted_sam": Method(
         lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share)
     ),
+    "budgeted_sam_rising": Method(
+        lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share, total_steps=steps)
+    ),
     "asam": every_step(lambda rho: arsam_jax.asam(10 * rho), has_own_radius=True),
     "usam": every_step(arsam_jax.usam, has_own_radius=True),
     "friendly_sam": every_step(arsam_jax.friendly_sam),
@@ -294,6 +297,23 @@ def hessian_vector() -> probes.Probe:
     return probes.Probe(lambda params: (), update)
 
 
+def rising_without_reuse(share: float) -> Method:
+    """SAM every 1/share steps, its radius rising from ρ to ρ / share."""
+    return Method(
+        lambda rho, share, steps, seed: arsam_jax.sharpness_aware(
+            lambda step: rho * (1 + (1 / share - 1) * jnp.float32(step) / steps),
+            sampling=sampling.budgeted(share),
+        ),
+        (share,),
+    )
+
+
+def sam_rising(rho, share, steps, seed):
+    """SAM itself, its radius rising from 0.6 ρ to 1.5 ρ."""
+    del share, seed
+    return arsam_jax.sam(lambda step: rho * (0.6 + 0.9 * jnp.float32(step) / steps))
+
+
 def _reuse_bound(steps: int | None, bound: float | None) -> Callable[[], correction.Correction]:
     return lambda: correction.reuse_psf(steps, bound=bound)
 
@@ -318,6 +338,9 @@ ABLATIONS = {
     "reuse: decaying": _variant(reuse=decaying),
     "reuse: bound per layer": _variant(reuse=per_layer),
     "radius: rho/sqrt(share)": _variant(exponent=-1 / 2),
+    "radius: rising, reuse: none": rising_without_reuse(1 / 8),
+    "radius: rising, reuse: none, at 1/16": rising_without_reuse(1 / 16),
+    "SAM: radius rising from 0.6 to 1.5 rho": Method(sam_rising, (1,)),
     "second: quarter of the batch": _variant(probe=part_of_batch, price=1 / 2),
     "second: Hessian-vector product": _variant(probe=hessian_vector, price=2),
     "second: along the momentum": _variant(probe=probes.momentum),

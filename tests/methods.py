@@ -53,6 +53,11 @@ METHODS = {
     "budgeted_sam": Method(
         arsam_jax.budgeted_sam, {"rho": 0.1, "share": 0.3, "bound": 0.5}, static=("share",)
     ),
+    "budgeted_sam_rising": Method(
+        arsam_jax.budgeted_sam,
+        {"rho": 0.1, "speedup": 1.5, "total_steps": 30},
+        static=("speedup",),
+    ),
     "esam": Method(
         arsam_jax.esam,
         {"rho": 0.1},

@@ -103,8 +103,22 @@ def test_the_radius_grows_as_the_share_shrinks(rho):
         assert radius == pytest.approx(0.1 * share ** (-2 / 3))
 
 
-def test_the_whole_budget_is_sam():
-    ours, _ = train(optax.chain(arsam_jax.budgeted_sam(0.1, share=1.0), BASE), 20)
+@pytest.mark.parametrize("rho", [0.1, lambda step: 0.1])
+def test_the_radius_rises_from_that_of_sam_to_what_restores_the_mean_force(rho):
+    tx = optax.chain(arsam_jax.budgeted_sam(rho, share=0.25, total_steps=20), BASE)
+    params, state, radii = None, None, []
+    for step in range(24):
+        params, state = train(tx, 1, params=params, first=step, opt_state=state)
+        radii.append(float(arsam_jax.get_metrics(state).rho))
+    expected = 0.1 * (1 + 3 * np.minimum(np.arange(24) / 20, 1))  # and stays after the run
+    np.testing.assert_allclose(radii, expected, rtol=1e-6)
+    assert arsam_jax.get_metrics(state).num_sampled == 6
+
+
+@pytest.mark.parametrize("total_steps", [None, 20])
+def test_the_whole_budget_is_sam(total_steps):
+    tx = arsam_jax.budgeted_sam(0.1, share=1.0, total_steps=total_steps)
+    ours, _ = train(optax.chain(tx, BASE), 20)
     sam, _ = train(optax.chain(arsam_jax.sam(0.1), BASE), 20)
     chex.assert_trees_all_equal(ours, sam)
 
@@ -145,6 +159,7 @@ def test_bounded_reuse_descends_however_old_the_psf_is(bound):
         (lambda: sampling.budgeted(0.1, slack=-1), "slack must be .* >= 0, got -1"),
         (lambda: arsam_jax.budgeted_sam(0.1, share=0.0), "share must be .* > 0 .* got 0.0"),
         (lambda: arsam_jax.budgeted_sam(0.1, speedup=2), "speedup must be .* < 2, got 2"),
+        (lambda: arsam_jax.budgeted_sam(0.1, total_steps=0), "total_steps must be .* >= 1, got 0"),
         (lambda: arsam_jax.budgeted_sam(0.1, bound=0), "bound must be .* > 0, got 0"),
     ],
 )

@@ -306,7 +306,7 @@ def test_report(tmp_path):
 
 def test_ablations_are_not_taken_for_methods():
     asked = {name for _, name, _ in frontier.points(Options(stage="ablations"), "ablations")}
-    assert asked == {"sgd", "sam", "budgeted_sam", *ABLATIONS}
+    assert asked == {"sgd", "sam", "budgeted_sam", "budgeted_sam_rising", *ABLATIONS}
     assert not set(ABLATIONS) & {name for _, name, _ in frontier.points(Options(), "transfer")}
 
 
