@@ -51,12 +51,9 @@ METHODS = {
     "looksam": Method(arsam_jax.looksam, {"rho": 0.1, "k": 3}),
     "ae_sam": Method(arsam_jax.ae_sam, {"rho": 0.1, "total_steps": 20}),
     "budgeted_sam": Method(
-        arsam_jax.budgeted_sam, {"rho": 0.1, "share": 0.3, "bound": 0.5}, static=("share",)
-    ),
-    "budgeted_sam_rising": Method(
         arsam_jax.budgeted_sam,
-        {"rho": 0.1, "speedup": 1.5, "total_steps": 30},
-        static=("speedup",),
+        {"rho": 0.1, "share": 0.3, "total_steps": 30, "bound": 0.5},
+        static=("share",),
     ),
     "esam": Method(
         arsam_jax.esam,
