@@ -234,8 +234,8 @@ def budgeted_sam(
         base = rho(step) if callable(rho) else rho
         if total_steps is None:
             return base * share ** (-2 / 3)
-        progress = jnp.minimum(jnp.asarray(step, jnp.float32) / total_steps, 1)
-        return base * (1 + (1 / share - 1) * progress)
+        progress = jnp.minimum(jnp.float32(step) / jnp.float32(total_steps), 1)
+        return jnp.float32(base) * (1 + (1 / float(share) - 1) * progress)
 
     is_constant = total_steps is None and not callable(rho)
     return sharpness_aware(

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -181,7 +180,9 @@ def sharpness_aware(
                 probe=_tree.where(is_accepted, probe_state, state.probe),
                 correction=_tree.where(is_accepted, correction_state, state.correction),
                 is_accepted=is_accepted,
-                watched_correction_norm=watched(minus_psf, correction_norm),
+                watched_correction_norm=jnp.where(
+                    is_accepted, watched(minus_psf, correction_norm), jnp.nan
+                ),
                 perturbed_grad_norm=_float32(perturbed_norm),
                 correction_norm=_float32(correction_norm),
                 cosine=_float32(_tree.safe_divide(_tree.dot(grads, perturbed_grads), norms)),
@@ -311,8 +312,8 @@ def _watch(norm_mask, params):
     """The norm of a tree that a sampling policy sees, given the norm of all of it."""
     mask = norm_mask(params) if callable(norm_mask) else norm_mask
     keeps = jax.tree.leaves(mask)
-    is_mask = all(isinstance(keep, bool | np.bool_) for keep in keeps) and any(keeps)
-    if mask is not None and not is_mask:
+    are_bools = all(isinstance(x, bool) or getattr(x, "dtype", None) == jnp.bool_ for x in keeps)
+    if mask is not None and jax.tree.leaves(params) and not (are_bools and any(keeps)):
         raise ValueError(f"norm_mask must be a tree of bools, not all of them False, got {mask!r}.")
 
     def watched(tree, norm):

@@ -30,7 +30,7 @@ class SamplingPolicy(NamedTuple):
         scalar) counts from 0. A Python bool promises the same decision for every step.
       record: ``(state, step, sampled, grad_norm, correction_norm) -> state``, after the step.
         ``sampled`` says whether a finite perturbed gradient was taken, ``correction_norm`` is
-        ‖PSF‖ if so, not finite if the one that was taken was not, and 0 if none was.
+        ‖PSF‖ if so, NaN if the one that was taken was refused, and 0 if none was.
       norm_mask: the leaves over which both norms are taken; None for all of them.
     """
 
@@ -262,7 +262,7 @@ def budgeted(
 
     def record(state, step, sampled, grad_norm, correction_norm):
         del step
-        is_paid = sampled | ~jnp.isfinite(correction_norm)  # one that was refused, too
+        is_paid = sampled | jnp.isnan(correction_norm)  # one that was refused, too
         state = state._replace(credit=state.credit - is_paid.astype(jnp.float32))
         if signal != "ratio":
             return state

@@ -93,6 +93,8 @@ class LogitMemory(NamedTuple):
             ("lag", lag),
         ):
             _check.check_integer(name, value, low=1)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"dtype must be a floating point dtype, got {dtype!r}.")
         return cls(jnp.full([lag, num_examples, num_classes], jnp.nan, dtype))
 
     def write(self, index: chex.Array, epoch: Any, logits: chex.Array) -> "LogitMemory":

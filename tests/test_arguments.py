@@ -155,5 +155,5 @@ def test_a_value_fn_returns_the_loss_alone(output):
 def test_a_norm_mask_of_the_wrong_kind_is_refused_by_name(mask, message):
     params = {"w": jnp.ones(2), "b": jnp.ones(1)}
     tx = arsam_jax.arsam(0.1, 0.5, norm_mask=mask)
-    with pytest.raises(ValueError, match=f"^norm_mask .*{message}|^norm_mask {message}"):
+    with pytest.raises(ValueError, match=f"^norm_mask .*{message}"):
         tx.update(params, tx.init(params), params, grad_fn=lambda w: w)

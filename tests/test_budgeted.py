@@ -115,6 +115,15 @@ def test_the_radius_rises_from_that_of_sam_to_what_restores_the_mean_force(rho):
     assert arsam_jax.get_metrics(state).num_sampled == 6
 
 
+def test_a_rising_radius_takes_radii_and_shares_of_any_dtype(x64):
+    params = jnp.ones(2, jnp.float32)
+    for rho in (jnp.bfloat16(0.5), jnp.float64(0.5), lambda step: jnp.float64(0.5)):
+        tx = arsam_jax.budgeted_sam(rho, share=np.float64(0.25), total_steps=8)
+        state = tx.init(params)._replace(step=jnp.int32(4))
+        _, state = tx.update(params, state, params, grad_fn=lambda w: w)
+        assert state.metrics.rho == 0.5 * 2.5
+
+
 @pytest.mark.parametrize("total_steps", [None, 20])
 def test_the_whole_budget_is_sam(total_steps):
     tx = arsam_jax.budgeted_sam(0.1, share=1.0, total_steps=total_steps)
@@ -179,13 +188,22 @@ def test_credit_lapses_where_nothing_can_be_sampled():
     assert 10 <= arsam_jax.get_metrics(state).num_sampled <= 11
 
 
-def test_a_second_gradient_that_is_not_finite_is_paid_for():
-    tx = arsam_jax.budgeted_sam(0.1, share=0.25)
+@pytest.mark.parametrize(
+    ("factor", "reuse_dtype"),
+    [(jnp.inf, None), (1e6, jnp.float16)],
+    ids=["not finite", "beyond the buffer"],
+)
+def test_a_second_gradient_that_is_refused_is_paid_for(factor, reuse_dtype):
+    tx = arsam_jax.budgeted_sam(0.1, share=0.25, reuse_dtype=reuse_dtype)
     params = jnp.ones(2)
     state = tx.init(params)
-    update = jax.jit(lambda state: tx.update(params, state, params, grad_fn=lambda w: w * jnp.inf))
+
+    @jax.jit
+    def update(params, state):
+        return tx.update(params, state, params, grad_fn=lambda w: w * factor)
+
     for _ in range(40):
-        _, state = update(state)
+        _, state = update(params, state)
     assert state.metrics.num_sampled == 10
 
 

@@ -101,6 +101,7 @@ def test_the_memory_costs_what_it_says():
         (lambda: trajectory_loss(jnp.ones((2, 4)), jnp.ones((2, 3))), "past_logits"),
         (lambda: LogitMemory.create(0, 3), "num_examples"),
         (lambda: LogitMemory.create(3, 3, lag=0), "lag"),
+        (lambda: LogitMemory.create(3, 3, dtype=jnp.int8), "dtype"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(call, name):
