@@ -79,6 +79,17 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 
 
+def check_floating_dtype(name: str, dtype: Any, *, or_none: bool = False) -> None:
+    """Raises unless ``dtype`` is a floating point dtype, or None where that is allowed."""
+    try:
+        is_allowed = or_none if dtype is None else jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # no dtype at all
+        is_allowed = False
+    if not is_allowed:
+        allowed = "a floating point dtype" + " or None" * or_none
+        raise ValueError(f"{name} must be {allowed}, got {dtype!r}.")
+
+
 def check_static(name: str, value: Any) -> None:
     """Raises if ``value`` is an array, where it decides shapes or structure."""
     if isinstance(value, jax.Array):

@@ -93,7 +93,7 @@ def reuse_psf(
     """
     if steps is not None:
         _check.check_integer("reuse_steps", steps, low=0)
-    _check_reuse_dtype(dtype)
+    _check.check_floating_dtype("reuse_dtype", dtype, or_none=True)
     _check.check_number("strength", strength, low=0)
     if bound is not None:
         _check.check_number("bound", bound, above=0)
@@ -154,7 +154,7 @@ def reuse_orthogonal(alpha: Any = 0.7, dtype: Any = None) -> Correction:
       Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (arXiv 2203.02714).
     """
     _check.check_number("alpha", alpha, low=0)
-    _check_reuse_dtype(dtype)
+    _check.check_floating_dtype("reuse_dtype", dtype, or_none=True)
 
     def init(params):
         return ReuseOrthogonalState(_zeros_like(params, dtype))
@@ -191,15 +191,6 @@ def subtract_orthogonal(alpha: Any) -> Correction:
         return _tree.add(perturbed_grads, _tree.scale(-alpha, orthogonal)), state
 
     return Correction(lambda params: (), fresh, lambda state, grads, age: grads)
-
-
-def _check_reuse_dtype(dtype: Any) -> None:
-    try:
-        is_allowed = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:  # no dtype at all
-        is_allowed = False
-    if not is_allowed:
-        raise ValueError(f"reuse_dtype must be a floating point dtype or None, got {dtype!r}.")
 
 
 def _zeros_like(params: Any, dtype: Any) -> Any:

@@ -93,8 +93,7 @@ class LogitMemory(NamedTuple):
             ("lag", lag),
         ):
             _check.check_integer(name, value, low=1)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"dtype must be a floating point dtype, got {dtype!r}.")
+        _check.check_floating_dtype("dtype", dtype)
         return cls(jnp.full([lag, num_examples, num_classes], jnp.nan, dtype))
 
     def write(self, index: chex.Array, epoch: Any, logits: chex.Array) -> "LogitMemory":
