@@ -71,7 +71,12 @@ def fast_convolutions(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _evaluate(jaxpr: ClosedJaxpr, *args):
-    return eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *args)
+    return eval_jaxpr(_opened(jaxpr), jaxpr.consts, *args)
+
+
+def _opened(jaxpr: Any) -> Any:
+    """What a closed jaxpr holds; from jax 0.11 on that is the jaxpr itself."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 @functools.cache
@@ -84,9 +89,9 @@ def _with_canonical_convolutions(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
 
     @functools.cache  # a jaxpr used twice is also lowered and compiled once
     def rewrite(value: Any) -> Any:
-        if isinstance(value, ClosedJaxpr):
-            inner = rewrite(value.jaxpr)
-            return value if inner is value.jaxpr else value.replace(jaxpr=inner)
+        if (opened := _opened(value)) is not value:
+            inner = rewrite(opened)
+            return value if inner is opened else value.replace(jaxpr=inner)
         eqns = [new for old in value.eqns for new in rewrite_equation(old)]
         return value.replace(eqns=eqns) if eqns != value.eqns else value
 
@@ -124,7 +129,7 @@ def _canonical_convolution(eqn: JaxprEqn) -> list[JaxprEqn]:
         params["out_sharding"] = _permuted(params["out_sharding"], orders[2])
     avals = map(_permuted_aval, (lhs, rhs, out), orders)
     with eqn.ctx.manager:  # tracing nothing is how all versions of jax make new variables
-        x, w, y = jax.make_jaxpr(lambda *_: None)(*avals).jaxpr.invars
+        x, w, y = _opened(jax.make_jaxpr(lambda *_: None)(*avals)).invars
 
     def transpose(variable, order, result):
         return eqn.replace(
