@@ -100,10 +100,10 @@ def local_to(axis_name: Any, tree: Any) -> Any:
     Inside ``jax.shard_map`` the gradient with respect to a replicated value is summed over the
     devices by default. Elsewhere this does nothing.
     """
-    axes = _axes(axis_name)
+    names = axes(axis_name)
 
     def vary(x):
-        missing = tuple(axis for axis in axes if axis not in varying_axes(x))
+        missing = tuple(axis for axis in names if axis not in varying_axes(x))
         if not missing:
             return x
         if hasattr(jax.lax, "pcast"):
@@ -126,16 +126,17 @@ def varying_axes(x: Any) -> frozenset:
 def not_varying(axis_name: Any, x: Any) -> tuple:
     """Those of the mapped axes over which ``x`` is known to be the same."""
     unknown = (*varying_axes(x), *unseen_axes(axis_name))
-    return tuple(axis for axis in _axes(axis_name) if axis not in unknown)
+    return tuple(axis for axis in axes(axis_name) if axis not in unknown)
 
 
 def unseen_axes(axis_name: Any) -> tuple:
     """Those of the mapped axes along which JAX does not keep track of what varies."""
-    axes = _axes(axis_name)
-    return tuple(axis for axis in axes if not varying_axes(jax.lax.axis_index(axis)))
+    names = axes(axis_name)
+    return tuple(axis for axis in names if not varying_axes(jax.lax.axis_index(axis)))
 
 
-def _axes(axis_name: Any) -> tuple:
+def axes(axis_name: Any) -> tuple:
+    """The names in ``axis_name``: None, one, or a tuple of them."""
     return () if axis_name is None else axis_name if isinstance(axis_name, tuple) else (axis_name,)
 
 

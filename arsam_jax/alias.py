@@ -420,20 +420,21 @@ def m_sam(rho: Radius, num_microbatches: int) -> Link:
 
 
 def rw_sam(
-    rho: Radius, *, inverse_temperature: float = 1.0, delta: float = 0.01, seed: int = 0
+    rho: Radius, *, inverse_temperature: float = 1.0, delta: float | None = None, seed: int = 0
 ) -> Link:
     r"""Reweighted SAM: ε from a mean gradient that weighs examples by their gradient norms.
 
-    :math:`p_i \propto \exp(\lambda n_i / \bar n)`, n_i an estimate of ‖∇ℓ_i‖ from one forward pass
-    at randomly moved weights (``probe.reweighted``). Needs ``example_loss_fn`` and ``batch``. Costs
-    2 and a forward pass inside jit, where XLA drops the gradient that the caller computes and
-    nothing reads; keeps nothing. λ = 0 is SAM.
+    :math:`p_i \propto \exp(\lambda n_i / \bar n)`, n_i an estimate of ‖∇ℓ_i‖: the slope of ℓ_i
+    along one random direction (``probe.reweighted``). Needs ``example_loss_fn`` and ``batch``.
+    Costs 2 and two forward passes (one with ``delta``) inside jit, where XLA drops the gradient
+    that the caller computes and nothing reads; keeps nothing. λ = 0 is SAM.
 
     Args:
       rho: the radius.
       inverse_temperature: λ >= 0, without unit.
-      delta: δ > 0, the length of the random move.
-      seed: of the random moves.
+      delta: None for the exact slope; δ > 0 takes it from the losses at w and w + δz, as a loss
+        with a ``jax.custom_vjp`` inside needs.
+      seed: of the random directions.
 
     References:
       Luo et al., Reweighted SAM (arXiv 2509.18001).

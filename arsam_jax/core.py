@@ -92,7 +92,8 @@ def sharpness_aware(
     leaves the gradient unread is always asked, unless ρ is the number 0). Where ρ(t) is not
     positive none is reused, either. A perturbed gradient that is not finite is emitted, so that
     ``optax.apply_if_finite`` further down the chain sees it, and leaves the states of probe and
-    correction as they were, and that of the policy but for the price that was paid.
+    correction as they were, and that of the policy but for the price that was paid. Of a schedule
+    or an injected number, what is below 0 counts as 0, and where it is NaN, NaN is emitted.
 
     Under ``vmap`` a batched decision runs both branches: every step then costs two gradients.
 
@@ -138,7 +139,9 @@ def sharpness_aware(
     def update_fn(updates, state, params=None, *, grad_fn=None, value_fn=None, **extra_args):
         grad_fn = _resolve_grad_fn(updates, params, grad_fn, value_fn)
         grads = _tree.widen(updates)
-        rho_t = jnp.maximum(rho(state.step), 0) if callable(rho) else rho
+        rho_t = rho(state.step) if callable(rho) else rho
+        is_constant = isinstance(rho, int | float)
+        rho_t = rho_t if is_constant else jnp.maximum(rho_t, 0)
         grad_norm = _tree.norm(grads)
         is_finite = jnp.isfinite(grad_norm)
         watched = _watch(sampling.norm_mask, params)
@@ -147,7 +150,7 @@ def sharpness_aware(
         wanted, sampling_state = sampling.decide(state.sampling, state.step, watched_grad_norm)
         sampling_state = _tree.where(is_finite, sampling_state, state.sampling)
         is_unread = wanted is True and not (probe.reads_grads or correction.reads_grads)
-        if wanted is False or (isinstance(rho_t, int | float) and rho_t == 0):
+        if wanted is False or (is_constant and rho_t == 0):
             sampled = False
         elif is_unread:
             sampled = True
@@ -191,8 +194,9 @@ def sharpness_aware(
         def stale(params):
             del params
             emitted = correction.stale(state.correction, grads, age)
-            if not isinstance(rho_t, int | float):  # a PSF of another radius is not one of ρ = 0
-                emitted = _tree.where(jnp.greater(rho_t, 0), emitted, grads)
+            if not is_constant:  # a PSF of another radius is not one of ρ = 0
+                nothing = jnp.where(jnp.isnan(rho_t), jnp.nan, 1)
+                emitted = _tree.where(jnp.greater(rho_t, 0), emitted, _tree.scale(nothing, grads))
             return _StepResult(
                 updates=_tree.cast_like(emitted, updates),
                 probe=state.probe,
@@ -220,6 +224,7 @@ def sharpness_aware(
                 result.is_accepted,
                 watched_grad_norm,
                 result.watched_correction_norm,
+                jnp.asarray(rho_t, jnp.float32),
             ),
             correction=result.correction,
             metrics=Metrics(

@@ -141,7 +141,8 @@ def reuse_orthogonal(alpha: Any = 0.7, dtype: Any = None) -> Correction:
 
     A sampled step emits g_A and keeps :math:`g_v = g_A - (\langle g, g_A\rangle / \|g\|^2)\, g`;
     the steps until the next emit :math:`g + \alpha (\|g\| / \|g_v\|)\, g_v`. All norms and inner
-    products are over the whole tree.
+    products are over the whole tree. A g_v that is no longer than rounding makes it, 16 eps ‖g_A‖,
+    is kept as 0, so that the steps after it emit g.
 
     Args:
       alpha: α >= 0.
@@ -161,6 +162,9 @@ def reuse_orthogonal(alpha: Any = 0.7, dtype: Any = None) -> Correction:
 
     def fresh(state, grads, perturbed_grads):
         orthogonal = _tree.reject(perturbed_grads, grads)
+        whole = _tree.norm(perturbed_grads)
+        is_rounding = _tree.norm(orthogonal) <= 16 * float(jnp.finfo(whole.dtype).eps) * whole
+        orthogonal = _tree.scale(jnp.where(is_rounding, 0, 1), orthogonal)
         return perturbed_grads, ReuseOrthogonalState(_tree.cast_like(orthogonal, state.orthogonal))
 
     def stale(state, grads, age):

@@ -121,7 +121,7 @@ def microbatched(
     ):
         del grad_fn
         axis_name = extra_args.get("axis_name")
-        loss_fn, size = example_loss(example_loss_fn, batch)
+        loss_fn, size = example_loss(example_loss_fn, batch, axis_name)
         if size % num_microbatches:
             raise ValueError(
                 f"num_microbatches must divide the batch size {size}, got {num_microbatches}."
@@ -170,7 +170,7 @@ class KeyedState(NamedTuple):
 def reweighted(
     inverse_temperature: float,
     *,
-    delta: float = 0.01,
+    delta: float | None = None,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
     seed: int = 0,
 ) -> Probe:
@@ -179,27 +179,35 @@ def reweighted(
     .. math::
         \varepsilon = \rho\,\mathrm{ascent}\Big(\sum_i p_i \nabla\ell_i(w)\Big), \quad
         p_i \propto \exp(\lambda n_i / \bar n), \quad
-        n_i = |\ell_i(w + \delta z) - \ell_i(w)| / \delta,
+        n_i = |\langle\nabla\ell_i(w), z\rangle|,
 
     with one random direction z, ‖z‖ = 1, for the batch, and the perturbed gradient is that of the
     plain mean at w + ε. n_i is a noisy estimate of ‖∇ℓ_i‖: its slope along z, proportional to it
     on average over z only. The division by the mean n̄ of the batch takes the unit from λ. The
     authors' own normalisation could not be read. Needs ``example_loss_fn`` and ``batch``.
 
+    The slope is taken by forward-mode differentiation, at the price of two forward passes, and is
+    right in whatever precision the loss computes. With ``delta`` it is the authors' difference
+    |ℓ_i(w + δz) − ℓ_i(w)| / δ for the price of one, which a loss with a ``jax.custom_vjp`` inside
+    needs: 0.01 suits float32 alone; where the loss computes in bfloat16, or multiplies matrices in
+    it as TPUs do by default, it is noise, and δ has to be about 1.
+
     Args:
       inverse_temperature: λ >= 0; 0 is SAM.
-      delta: δ > 0, the length of the random step, small against ρ.
+      delta: δ > 0, the length of a random step; None for the exact slope.
       ascent: maps the weighted gradient to a direction.
       seed: of z.
 
     Returns:
-      A probe that costs two gradients and one forward pass, and leaves ``grads`` unread.
+      A probe that costs two gradients and two forward passes (one with ``delta``), and leaves
+      ``grads`` unread.
 
     References:
       Luo et al., Reweighted SAM (arXiv 2509.18001).
     """
     _check.check_number("inverse_temperature", inverse_temperature, low=0)
-    _check.check_number("delta", delta, above=0)
+    if delta is not None:
+        _check.check_number("delta", delta, above=0)
     _check.check_seed(seed)
     ascent = _checked(ascent)
 
@@ -220,18 +228,26 @@ def reweighted(
         **extra_args,
     ):
         axis_name = extra_args.get("axis_name")
-        loss_fn, _ = example_loss(example_loss_fn, batch)
+        loss_fn, _ = example_loss(example_loss_fn, batch, axis_name)
         params = _tree.widen(params)
         z = optax.tree.random_like(_random.step_key(state.key, step), params)
-        move = _tree.scale(delta * _tree.safe_divide(1.0, _tree.norm(z)), z)
+        z = _tree.scale(_tree.safe_divide(1.0, _tree.norm(z)), z)
+
+        def losses_at(params):
+            losses = loss_fn(params, batch)
+            return losses.astype(_tree.wide_dtype(losses))
+
+        def slopes(params):
+            if delta is None:
+                return jax.jvp(losses_at, (params,), (_tree.local_to(axis_name, z),))[1]
+            moved = _tree.add(params, _tree.scale(delta, z))
+            difference = losses_at(moved) - losses_at(params)
+            return difference / jnp.asarray(delta, difference.dtype)
 
         def weighted_loss(params):
-            losses = loss_fn(params, batch)
-            moved = loss_fn(_tree.add(params, move), batch)
-            norms = jnp.abs(moved - losses) / jnp.asarray(delta, losses.dtype)
+            norms = jnp.abs(slopes(jax.lax.stop_gradient(params)))
             scale = _tree.safe_divide(inverse_temperature, norms.mean()).astype(norms.dtype)
-            weights = jax.lax.stop_gradient(jax.nn.softmax(scale * norms))
-            return jnp.sum(weights * losses)
+            return jnp.sum(jax.nn.softmax(scale * norms) * losses_at(params))
 
         weighted_grads = _tree.gradient(weighted_loss)(_tree.local_to(axis_name, params))
         direction, ascent_state = ascent.update(
@@ -279,8 +295,8 @@ def selective(
     def update_fn(
         grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
     ):
-        loss_fn, size = example_loss(example_loss_fn, batch)
         axis_name = extra_args.get("axis_name")
+        loss_fn, size = example_loss(example_loss_fn, batch, axis_name)
         extra_args |= {"example_loss_fn": example_loss_fn, "batch": batch}
         params = _tree.widen(params)
         direction, state = ascent.update(
@@ -354,13 +370,16 @@ def _checked(ascent):
     return optax.with_extra_args_support(ascent)
 
 
-def example_loss(example_loss_fn: Any, batch: Any) -> tuple[Callable[..., Any], Any]:
+def example_loss(
+    example_loss_fn: Any, batch: Any, axis_name: Any
+) -> tuple[Callable[..., Any], Any]:
     """The checked ``example_loss_fn`` and the batch size, for parts that see single examples.
 
     Raises:
       TypeError: if ``example_loss_fn`` is not a function.
       ValueError: if either extra argument is missing, the leaves of ``batch`` differ in their
-        first axis, or (when called) there is not one loss for each example.
+        first axis, or (when called) there is not one loss for each example, or the losses vary
+        over a mapped axis that ``axis_name`` does not name.
     """
     for name, value in (("example_loss_fn", example_loss_fn), ("batch", batch)):
         if value is None:
@@ -384,6 +403,14 @@ def example_loss(example_loss_fn: Any, batch: Any) -> tuple[Callable[..., Any], 
             raise ValueError(
                 "example_loss_fn(params, batch) must return one loss for each example, of shape"
                 f" {expected}, got {jnp.shape(losses)}."
+            )
+        missing = _tree.varying_axes(losses) - {*_tree.axes(axis_name)}
+        if missing:
+            raise ValueError(
+                f"The examples differ between devices, over the mapped axis"
+                f" {', '.join(map(repr, sorted(missing)))}, and axis_name is {axis_name!r}: this"
+                " method averages the gradients that it takes itself over axis_name alone. Give"
+                " tx.update(..., axis_name=...) every axis that the batch is spread over."
             )
         return losses
 

@@ -28,9 +28,9 @@ class SamplingPolicy(NamedTuple):
       init: ``() -> state``.
       decide: ``(state, step, grad_norm) -> (bool[], state)``, before the step; ``step`` (int32
         scalar) counts from 0. A Python bool promises the same decision for every step.
-      record: ``(state, step, sampled, grad_norm, correction_norm) -> state``, after the step.
+      record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, after the step.
         ``sampled`` says whether a finite perturbed gradient was taken, ``correction_norm`` is
-        ‖PSF‖ if so, NaN if the one that was taken was refused, and 0 if none was.
+        ‖PSF‖ if so, NaN if the one that was taken was refused, and 0 if none was; ``rho`` is ρ(t).
       norm_mask: the leaves over which both norms are taken; None for all of them.
     """
 
@@ -260,8 +260,8 @@ def budgeted(
         credit = jnp.minimum(state.credit + jnp.asarray(budget, jnp.float32), 1.5 + most)
         return credit + freedom * state.score >= 0.5, state._replace(credit=credit)
 
-    def record(state, step, sampled, grad_norm, correction_norm):
-        del step
+    def record(state, step, sampled, grad_norm, correction_norm, rho):
+        del step, rho
         is_paid = sampled | jnp.isnan(correction_norm)  # one that was refused, too
         state = state._replace(credit=state.credit - is_paid.astype(jnp.float32))
         if signal != "ratio":
@@ -272,12 +272,17 @@ def budgeted(
     return SamplingPolicy(init, decide, record)
 
 
+_ROUNDING = 64 * float(jnp.finfo(jnp.float32).eps)
+"""‖PSF‖ / ‖g‖ that two evaluations of one gradient can differ by in float32."""
+
+
 class AutoregressiveState(NamedTuple):
     """State of ``autoregressive``; every field but the key is a scalar.
 
     Attributes:
       key: uint32 (2,), folded with the step for each draw.
       ratio: c, ‖PSF‖ / ‖g‖ of the last sampled step; 0 before the first.
+      ratio_rho: ρ of that step.
       ema_ratio: r̂, the moving average of the relative change of the ratio.
       samples: s, the expected number of samples in a segment.
       probability: p = s / M, of sampling each step of this segment.
@@ -286,6 +291,7 @@ class AutoregressiveState(NamedTuple):
 
     key: jax.Array
     ratio: jax.Array
+    ratio_rho: jax.Array
     ema_ratio: jax.Array
     samples: jax.Array
     probability: jax.Array
@@ -306,8 +312,11 @@ def autoregressive(
     r"""ARSAM's controller: sample more while the PSF's share of the gradient grows.
 
     On a sampled step i, with c_i = ‖PSF_i‖ / ‖g_i‖ and c_prev that of the sampled step before,
+    brought to the radius of this one (c is proportional to ρ to first order, so the first factor
+    is 1 where ρ is constant),
 
     .. math::
+        c_{prev} = \frac{\rho_i}{\rho_{i-1}} \frac{\|PSF_{i-1}\|}{\|g_{i-1}\|}, \qquad
         r_i = (c_i - c_{prev}) / c_{prev}, \qquad
         \hat r \leftarrow \beta \hat r + (1 - \beta) r_i,
 
@@ -317,7 +326,8 @@ def autoregressive(
         s \leftarrow \mathrm{clip}(s\,(1 + \alpha \hat r), s_{min}, M), \qquad p = s / M.
 
     A segment in which nothing was sampled leaves s as it was; the first sample only sets c; a
-    c_prev of 0 or a c that is not finite leaves r̂ as it was.
+    c_prev of 0 or a c that is not finite leaves r̂ as it was, and where ρ changes so does one that
+    rounding may have made.
 
     Args:
       alpha: α >= 0, how strongly a change of the ratio moves the number of samples.
@@ -352,6 +362,7 @@ def autoregressive(
         return AutoregressiveState(
             key=_random.make_key(seed),
             ratio=jnp.zeros([], jnp.float32),
+            ratio_rho=jnp.zeros([], jnp.float32),
             ema_ratio=jnp.zeros([], jnp.float32),
             samples=samples,
             probability=samples / segment_length,
@@ -363,13 +374,16 @@ def autoregressive(
         drawn = _random.draw(state.key, step, state.probability)
         return drawn | (step < jnp.asarray(warmup_steps, jnp.int32)), state
 
-    def record(state, step, sampled, grad_norm, correction_norm):
+    def record(state, step, sampled, grad_norm, correction_norm, rho):
         ratio = _tree.safe_divide(correction_norm, grad_norm)
         is_ratio = sampled & (grad_norm > 0) & jnp.isfinite(ratio)
-        change = _tree.safe_divide(ratio - state.ratio, state.ratio)
+        is_same_rho = rho == state.ratio_rho
+        is_comparable = is_same_rho | (jnp.minimum(ratio, state.ratio) > _ROUNDING)
+        previous = state.ratio * jnp.where(is_same_rho, 1, _tree.safe_divide(rho, state.ratio_rho))
+        change = _tree.safe_divide(ratio - previous, previous)
         decay = jnp.asarray(ema_decay, jnp.float32)
         ema_ratio = jnp.where(
-            is_ratio & (state.ratio > 0),
+            is_ratio & (previous > 0) & is_comparable,
             decay * state.ema_ratio + (1 - decay) * change,
             state.ema_ratio,
         )
@@ -387,6 +401,7 @@ def autoregressive(
         return AutoregressiveState(
             key=state.key,
             ratio=jnp.where(is_ratio, ratio, state.ratio),
+            ratio_rho=jnp.where(is_ratio, rho, state.ratio_rho),
             ema_ratio=ema_ratio,
             samples=samples,
             probability=samples / jnp.asarray(segment_length, jnp.float32),

@@ -71,7 +71,7 @@ def fisher_mask(
 
     def refresh(mask, key, grads, params, step, example_loss_fn, batch, axis_name):
         del mask, key, grads, step
-        loss_fn, size = example_loss(example_loss_fn, batch)
+        loss_fn, size = example_loss(example_loss_fn, batch, axis_name)
         count = size if num_examples is None else num_examples
         if count > size:
             raise ValueError(

@@ -120,7 +120,7 @@ METHODS = {
     "gsam": every_step(lambda rho: arsam_jax.gsam(rho, 0.2)),
     "m_sam": every_step(lambda rho: arsam_jax.m_sam(rho, 2)),
     "sparse_sam": every_step(arsam_jax.sparse_sam),  # and a Fisher mask every 1,000 steps
-    "rw_sam": every_step(arsam_jax.rw_sam, gradients=2 + 1 / 3),
+    "rw_sam": every_step(lambda rho: arsam_jax.rw_sam(rho, delta=0.01), gradients=2 + 1 / 3),
     "multi_step_sam": every_step(lambda rho: arsam_jax.multi_step_sam(rho, 2), gradients=3),
 }
 
@@ -195,8 +195,8 @@ def moved(share, steps, seed):
         wanted, policy = inner.decide(state[0], step, jnp.sqrt(path))  # it squares
         return wanted, (policy, path)
 
-    def record(state, step, sampled, grad_norm, correction_norm):
-        policy = inner.record(state[0], step, sampled, grad_norm, correction_norm)
+    def record(state, step, sampled, grad_norm, correction_norm, rho):
+        policy = inner.record(state[0], step, sampled, grad_norm, correction_norm, rho)
         return policy, jnp.where(sampled, 0, state[1])
 
     return sampling.SamplingPolicy(lambda: (inner.init(), jnp.float32(0)), decide, record)
@@ -210,10 +210,10 @@ def ratio_change(share, steps, seed):
         wanted, policy = inner.decide(state[0], step, grad_norm)
         return wanted, (policy, state[1])
 
-    def record(state, step, sampled, grad_norm, correction_norm):
+    def record(state, step, sampled, grad_norm, correction_norm, rho):
         policy, before = state
         ratio = correction_norm / grad_norm
-        seen = inner.record(policy, step, sampled, before, ratio)
+        seen = inner.record(policy, step, sampled, before, ratio, rho)
         return seen, jnp.where(sampled, ratio, before)
 
     return sampling.SamplingPolicy(lambda: (inner.init(), jnp.float32(1)), decide, record)

@@ -99,12 +99,14 @@ def test_arsam_equals_the_paper_over_300_steps(window, warmup, x64):
     assert (reused > 0) == (window != 0)
 
 
-def run_controller(policy, ratios, norm=2.0):
-    """Feeds a policy a sequence of ratios, all sampled, and returns its states."""
+def run_controller(policy, ratios, norm=2.0, rhos=None):
+    """Feeds a policy a sequence of ratios, None where not sampled, and returns its states."""
     state, states = policy.init(), []
     for i, ratio in enumerate(ratios):
         args = jnp.int32(i), jnp.array(ratio is not None), jnp.float32(norm)
-        state = policy.record(state, *args, jnp.float32(0.0 if ratio is None else ratio * norm))
+        correction_norm = jnp.float32(0.0 if ratio is None else ratio * norm)
+        rho = jnp.float32(0.1 if rhos is None else rhos[i])
+        state = policy.record(state, *args, correction_norm, rho)
         states.append(state)
     return states
 
@@ -188,3 +190,77 @@ def test_seeds_give_different_runs_and_the_same_seed_the_same():
 
     chex.assert_trees_all_equal(run(1), run(1))
     assert not np.array_equal(run(1)["kernel"], run(2)["kernel"])
+
+
+# A radius that changes
+
+
+def samples_taken(rho, steps=200, inject=False, **kwargs):
+    """The samples of four seeds on a noisy quadratic, whose c is proportional to ρ."""
+    rng = np.random.default_rng(0)
+    curvature = jnp.asarray(rng.uniform(0.5, 3, size=20), jnp.float32)
+    targets = jnp.asarray(rng.normal(size=(steps, 20)), jnp.float32)
+    make = arsam_jax.arsam
+    if inject:
+        make = optax.inject_hyperparams(make, static_args=("alpha", "segment_length", "seed"))
+
+    def count(seed):
+        tx = make(rho=rho, alpha=0.8, segment_length=8, seed=seed, **kwargs)
+
+        def step(carry, target):
+            w, state = carry
+
+            def grad_fn(w):
+                return curvature * (w - target)
+
+            updates, state = tx.update(grad_fn(w), state, w, grad_fn=grad_fn)
+            return (w - 0.02 * updates, state), None
+
+        w = jnp.ones(20)
+        (_, state), _ = jax.lax.scan(step, (w, tx.init(w)), targets)
+        return int(arsam_jax.get_metrics(state).num_sampled)
+
+    with jax.numpy_dtype_promotion("standard"):  # as optax's schedules need
+        return np.array([count(seed) for seed in range(4)])
+
+
+CHANGING = {
+    "warm-up": optax.linear_schedule(0.0, 0.1, 20),
+    "tiny warm-up": optax.linear_schedule(1e-9, 0.1, 100),
+    "linear decay": optax.linear_schedule(0.1, 0.0, 200),
+    "cosine decay": optax.cosine_decay_schedule(0.1, 190),
+    "steps": optax.piecewise_constant_schedule(0.2, {50: 0.1, 100: 0.1}),
+    "restarts": lambda step: 0.1 * (1 - (step % 50) / 50),
+}
+
+
+@pytest.mark.parametrize("inject", [False, True], ids=["schedule", "injected"])
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_radius_that_changes_moves_the_controller_no_more_than_a_constant_one(name, inject):
+    constant = samples_taken(0.1)
+    changing = samples_taken(CHANGING[name], inject=inject)
+    assert constant.max() < 100
+    assert (np.abs(changing - constant) <= 0.35 * constant + 6).all(), (changing, constant)
+
+
+def test_at_a_constant_radius_the_schedule_changes_nothing_to_the_bit():
+    def run(rho):
+        tx = optax.chain(arsam_jax.arsam(rho, 0.9, segment_length=5), optax.sgd(0.05))
+        return train(tx, 60)
+
+    params, state = run(0.1)
+    by_schedule = run(lambda step: jnp.float32(0.1))
+    chex.assert_trees_all_equal((params, state), by_schedule)
+
+
+def test_the_change_of_the_ratio_is_that_at_one_radius():
+    policy = sampling.autoregressive(1.0, ema_decay=0.0, segment_length=4)
+    states = run_controller(policy, [1.0, 3.0, 3.0, 0.5], rhos=[0.1, 0.2, 0.2, 0.05])
+    changes = [float(s.ema_ratio) for s in states]
+    np.testing.assert_allclose(changes, [0, 0.5, 0, 0.5 / 0.75 - 1], atol=1e-6)
+
+
+def test_where_the_radius_changes_rounding_is_no_change():
+    policy = sampling.autoregressive(1.0, ema_decay=0.0, segment_length=4)
+    states = run_controller(policy, [1e-7, 0.5, 1e-7, 0.6], rhos=[1e-9, 0.1, 1e-9, 0.1])
+    assert [float(s.ema_ratio) for s in states] == [0, 0, 0, 0]

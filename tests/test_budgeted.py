@@ -25,7 +25,7 @@ def decisions(policy, steps, first=0, state=None, seed=0):
     def step(state, seen):
         i, norm, ratio = seen
         sampled, state = policy.decide(state, i, norm)
-        return policy.record(state, i, sampled, norm, ratio * norm), sampled
+        return policy.record(state, i, sampled, norm, ratio * norm, jnp.float32(0.1)), sampled
 
     index = jnp.arange(first, first + steps, dtype=jnp.int32)
     state = policy.init() if state is None else state
@@ -70,7 +70,9 @@ def test_a_resumed_policy_goes_on_as_it_would_have(signal):
     for i in range(117, 300):
         norm = jnp.asarray(norms[i])
         sampled, state = policy.decide(state, jnp.int32(i), norm)
-        state = policy.record(state, jnp.int32(i), sampled, norm, ratios[i] * norm)
+        state = policy.record(
+            state, jnp.int32(i), sampled, norm, ratios[i] * norm, jnp.float32(0.1)
+        )
         rest.append(bool(sampled))
     if signal in ("none", "random"):  # what is drawn anew for 117 steps differs in the norms
         np.testing.assert_array_equal(np.concatenate([start, rest]), whole)

@@ -273,6 +273,25 @@ def test_a_decision_that_varies_is_an_error_at_trace_time(cause):
         )
 
 
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.needs_examples])
+@pytest.mark.parametrize("axis_name", [None, "model"])
+def test_a_forgotten_axis_name_is_an_error_at_trace_time(name, axis_name):
+    """Every part that takes gradients of its own would sum them, or see one device's alone."""
+    tx = METHODS[name].make(**({"gamma": 0.5} if name == "esam_per_tensor" else {}))
+
+    def step(w, state, x):
+        grad_fn = parallel.grad(lambda w: unit_loss(w, x), ("batch", "model"))
+        extra = {"example_loss_fn": lambda w, x: jnp.square(x @ w), "batch": x}
+        return tx.update(grad_fn(w), state, w, grad_fn=grad_fn, axis_name=axis_name, **extra)[0]
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("batch", "model"))
+    specs = P(), P(), P(("batch", "model"))
+    mapped = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P()))
+    missing = "'batch', 'model'" if axis_name is None else "'batch'"
+    with pytest.raises(ValueError, match=f"mapped axis {missing}, and axis_name is {axis_name!r}"):
+        mapped(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones((8, 3)))
+
+
 def count_gradient_all_reduces(hlo: str) -> int:
     """All-reduces of something as large as the parameters, a (40, 30) matrix."""
     results = [line.split(" all-reduce(")[0] for line in hlo.splitlines() if " all-reduce(" in line]

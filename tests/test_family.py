@@ -259,19 +259,47 @@ def test_m_sam_from_the_whole_batch_to_single_examples(count):
     assert_follows(arsam_jax.m_sam(RHO, count), reference)
 
 
-def test_rw_sam():
+@pytest.mark.parametrize("delta", [None, 0.01])
+def test_rw_sam(delta):
     key = _random.make_key(9)
 
     def reference(step, w, batch, sampled):
         tree = split(w)
-        z = join(optax.tree.random_like(_random.step_key(key, jnp.int32(step)), tree))
-        moved = w + 0.01 * unit(z)
-        norms = np.abs(example_losses(moved, batch) - example_losses(w, batch)) / 0.01
+        z = unit(join(optax.tree.random_like(_random.step_key(key, jnp.int32(step)), tree)))
+        if delta is None:
+            norms = np.abs(example_gradients(w, batch) @ z)
+        else:
+            moved = example_losses(w + delta * z, batch)
+            norms = np.abs(moved - example_losses(w, batch)) / delta
         p = np.exp(1.5 * norms / norms.mean())
         direction = unit((p / p.sum()) @ example_gradients(w, batch))
         return gradient(w + RHO * direction, batch)
 
-    assert_follows(arsam_jax.rw_sam(RHO, inverse_temperature=1.5, seed=9), reference)
+    tx = arsam_jax.rw_sam(RHO, inverse_temperature=1.5, delta=delta, seed=9)
+    assert_follows(tx, reference)
+
+
+def test_rw_sam_weighs_alike_whatever_the_loss_computes_in():
+    """The weights are read off g_A: example i alone moves coordinate i of the parameters."""
+    size = 64
+    slopes = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2, size), jnp.float32)
+
+    def perturbed(compute_dtype):
+        def losses(w, batch):
+            # sin(x) + 3 rounds to 1/64 in bfloat16, a step of 0.01 moves it by less
+            return (3 + jnp.sin(slopes.astype(compute_dtype) * w.astype(compute_dtype))).astype(
+                jnp.float32
+            )
+
+        seen = []
+        tx = arsam_jax.rw_sam(1.0, inverse_temperature=2.0)
+        w = jnp.full(size, 0.1, jnp.float32)
+        extra = {"example_loss_fn": losses, "batch": jnp.zeros(size)}
+        tx.update(w, tx.init(w), w, grad_fn=lambda v: (seen.append(v), v)[1], **extra)
+        return seen[0] - w
+
+    wide, narrow = perturbed(jnp.float32), perturbed(jnp.bfloat16)
+    assert np.corrcoef(wide, narrow)[0, 1] > 0.99
 
 
 # Sparse SAM
@@ -435,7 +463,8 @@ def test_methods_that_leave_the_gradient_unread_do_not_pay_for_it():
     assert matrix_products(optax.with_extra_args_support(optax.sgd(0.1))) == 5
     assert matrix_products(arsam_jax.momentum_sam(0.1)) == 5
     assert matrix_products(arsam_jax.m_sam(0.1, 1)) == 10
-    assert matrix_products(arsam_jax.rw_sam(0.1)) == 12  # two gradients and one forward pass
+    assert matrix_products(arsam_jax.rw_sam(0.1)) == 13  # two gradients and a forward derivative
+    assert matrix_products(arsam_jax.rw_sam(0.1, delta=0.01)) == 12  # and a forward pass
 
 
 def test_what_implicit_structured_masks_save_and_what_they_do_not():
@@ -575,6 +604,35 @@ def test_arsams_sampling_and_reuse_combine_with(chosen_probe, strength):
     assert state.sampling.ratio > 0
 
 
+def test_looksam_reuses_no_rounding():
+    """g_A of w⁴ is parallel to g, so nothing is orthogonal to it but what rounding leaves."""
+    tx = arsam_jax.looksam(0.1, k=2)
+
+    def grad_fn(w):
+        return 4 * w**3
+
+    for start in np.linspace(0.5, 2, 97):
+        w = jnp.asarray([start], jnp.float32)
+        _, state = tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)
+        reused, _ = tx.update(grad_fn(w), state, w, grad_fn=grad_fn)
+        chex.assert_trees_all_equal(reused, grad_fn(w))
+
+
+def test_looksam_at_a_radius_lost_in_rounding_is_the_base_optimizer():
+    rng = np.random.default_rng(0)
+    hessian = jnp.asarray(rng.normal(size=(40, 40)), jnp.float32)
+    hessian = hessian @ hessian.T
+    w = jnp.asarray(rng.normal(size=40), jnp.float32)
+
+    def reused(rho):
+        tx = arsam_jax.looksam(rho, k=2)
+        _, state = tx.update(hessian @ w, tx.init(w), w, grad_fn=lambda w: hessian @ w)
+        return tx.update(hessian @ w, state, w, grad_fn=lambda w: hessian @ w)[0]
+
+    chex.assert_trees_all_equal(reused(1e-9), hessian @ w)
+    assert np.linalg.norm(reused(1e-2) - hessian @ w) > 0.5 * np.linalg.norm(hessian @ w)
+
+
 # Bad arguments
 
 
@@ -706,7 +764,7 @@ def test_one_huge_gradient_does_not_end_a_policy_that_follows_gradient_norms(pol
         state, found = policy.init(), []
         for step, norm in enumerate(norms):
             sampled, state = policy.decide(state, jnp.int32(step), jnp.asarray(norm))
-            state = policy.record(state, jnp.int32(step), sampled, norm, norm)
+            state = policy.record(state, jnp.int32(step), sampled, norm, norm, jnp.float32(0.1))
             found.append(bool(sampled))
         return found
 

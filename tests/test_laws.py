@@ -12,6 +12,7 @@ import pytest
 
 import arsam_jax
 from arsam_jax import ascent, correction, probe, sampling, sharpness_aware
+from tests.methods import METHODS
 from tests.problem import (
     loss_fn,
     make_batch,
@@ -229,6 +230,34 @@ def test_arsam_that_samples_every_step_is_sam():
     expected, _ = train(optax.chain(arsam_jax.sam(0.1), BASE), 40)
     chex.assert_trees_all_equal(ours, expected)
     assert arsam_jax.get_metrics(opt_state).num_sampled == 40
+
+
+@pytest.mark.parametrize("name", ["sam", "arsam", "momentum_sam", "gsam", "m_sam"])
+def test_an_injected_radius_below_zero_is_zero(name):
+    method = METHODS[name]
+    injected = optax.inject_hyperparams(method.alias, static_args=method.static)(**method.kwargs)
+    params, base = make_params(), optax.with_extra_args_support(optax.identity())
+    state = injected.init(params)
+    state.hyperparams["rho"] = jnp.float32(-0.1)
+    step = jax.jit(make_step(injected))
+    ours, state = step(params, state, make_batch(0))
+    expected, _ = jax.jit(make_step(base))(params, base.init(params), make_batch(0))
+    chex.assert_trees_all_close(ours, expected, rtol=1e-6)
+    assert arsam_jax.get_metrics(state).rho == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_radius_that_is_no_number_is_seen_in_what_is_emitted_and_kept_nowhere(name):
+    method = METHODS[name]
+    radius = "radius" if "radius" in method.kwargs else "rho"
+    tx = method.make(**{radius: lambda step: jnp.where(step == 3, jnp.nan, 0.1)})
+    params, state = make_params(), tx.init(make_params())
+    step = jax.jit(make_step(tx))
+    for i in range(5):
+        moved, state = step(params, state, make_batch(i))
+        is_finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(moved))
+        assert is_finite == (i != 3)
+        chex.assert_tree_all_finite((state.probe, state.sampling, state.correction))
 
 
 # 6. All devices take the same branch.
