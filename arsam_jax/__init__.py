@@ -1,16 +1,28 @@
 """Sharpness-aware training for JAX: ARSAM and its family as optax transformations."""
 
-from arsam_jax import ascent, correction, measure, parallel, probe, sampling, sparse, trajectory
+from arsam_jax import (
+    ascent,
+    correction,
+    measure,
+    parallel,
+    probe,
+    sampling,
+    selection,
+    sparse,
+    trajectory,
+)
 from arsam_jax.alias import (
     ae_sam,
     arsam,
     asam,
+    ausam,
     budgeted_sam,
     esam,
     final_phase_sam,
     friendly_sam,
     gradient_norm_penalty,
     gsam,
+    k_sam,
     looksam,
     m_sam,
     momentum_sam,
@@ -38,6 +50,7 @@ __all__ = [
     "arsam",
     "asam",
     "ascent",
+    "ausam",
     "budgeted_sam",
     "correction",
     "esam",
@@ -47,6 +60,7 @@ __all__ = [
     "get_state",
     "gradient_norm_penalty",
     "gsam",
+    "k_sam",
     "looksam",
     "m_sam",
     "measure",
@@ -58,6 +72,7 @@ __all__ = [
     "sam",
     "sam_every_k",
     "sampling",
+    "selection",
     "sharpness_aware",
     "sparse",
     "sparse_sam",

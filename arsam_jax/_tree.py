@@ -113,6 +113,26 @@ def local_to(axis_name: Any, tree: Any) -> Any:
     return jax.tree.map(vary, tree)
 
 
+def gathered(axis_name: Any, tree: Any) -> Any:
+    """The rows of each leaf on all devices, one after another and the same on every device."""
+
+    def gather(x):
+        for axis in _axes(axis_name):
+            is_own = jnp.arange(jax.lax.psum(1, axis), dtype=jnp.int32) == jax.lax.axis_index(axis)
+            rows = jnp.where(is_own.reshape(-1, *[1] * x.ndim), x[None], 0)
+            x = jax.lax.psum(rows, axis).reshape(-1, *x.shape[1:])
+        return x
+
+    return jax.tree.map(gather, tree)
+
+
+def local_key(axis_name: Any, key: jax.Array) -> jax.Array:
+    """A key of each device's own; ``key`` itself without a mapped axis."""
+    for axis in _axes(axis_name):
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+    return key
+
+
 def varying_axes(x: Any) -> frozenset:
     """The mapped axes over which ``shard_map`` knows ``x`` to vary.
 

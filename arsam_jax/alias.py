@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from arsam_jax import _check, ascent, correction, sampling, sparse
+from arsam_jax import _check, ascent, correction, sampling, selection, sparse
 from arsam_jax import probe as probes
 from arsam_jax.core import sharpness_aware
 
@@ -21,12 +21,14 @@ __all__ = [
     "ae_sam",
     "arsam",
     "asam",
+    "ausam",
     "budgeted_sam",
     "esam",
     "final_phase_sam",
     "friendly_sam",
     "gradient_norm_penalty",
     "gsam",
+    "k_sam",
     "looksam",
     "m_sam",
     "momentum_sam",
@@ -442,6 +444,69 @@ def rw_sam(
     return sharpness_aware(
         rho, probe=probes.reweighted(inverse_temperature, delta=delta, seed=seed)
     )
+
+
+def k_sam(rho: Radius, share: float = 0.5) -> Link:
+    r"""K-SAM: SAM on the K examples of the batch with the largest losses.
+
+    :math:`g_A = \nabla L_K(w + \rho\, \nabla L_K / \|\nabla L_K\|)`, L_K their mean loss, K =
+    max(1, round(share · B)) (``selection.largest_losses``). Needs ``example_loss_fn`` and
+    ``batch``. Costs 2 share and a forward pass of the batch inside jit, where XLA drops the
+    gradient that the caller computes and nothing reads; keeps nothing. share = 1 is SAM.
+
+    Args:
+      rho: the radius.
+      share: K / B in (0, 1], a Python float; with ``axis_name``, of each device's examples.
+
+    References:
+      Ni et al., K-SAM: Sharpness-Aware Minimization at the Speed of SGD (arXiv 2210.12864).
+    """
+    return sharpness_aware(rho, probe=selection.largest_losses(share))
+
+
+def ausam(
+    rho: Radius,
+    num_examples: int,
+    steps_per_epoch: int,
+    *,
+    share: float = 0.5,
+    rise_epochs: float = 30,
+    min_weight: float = 0.1,
+    max_weight: float = 0.5,
+    seed: int = 0,
+) -> Link:
+    r"""AUSAM: SAM on a part of the batch, drawn by how much ε has changed the examples' losses.
+
+    The weight of an example is its mean |Δloss| under ε so far, scaled within the batch to
+    [f_min, f_t], where f_t rises from f_min to f_max; the first epoch takes the whole batches
+    (``selection.largest_changes``). Needs ``example_loss_fn``, ``batch`` and ``example_index``.
+    Costs 2 share (2 in the first epoch) inside jit, where XLA drops the gradient that the caller
+    computes and nothing reads; keeps no buffer like the parameters, but 8 bytes for each example
+    of the data set. share = 1 is SAM.
+
+    Args:
+      rho: the radius; 0.1 in the authors' code.
+      num_examples: the size of the data set, a Python integer.
+      steps_per_epoch: >= 1.
+      share: of the examples, in (0, 1], a Python float; with ``axis_name``, of each device's.
+      rise_epochs: > 0, in which f_t rises; 30 in the authors' code, for 200 epochs.
+      min_weight: f_min > 0.
+      max_weight: f_max >= f_min.
+      seed: of the draws.
+
+    References:
+      AUSAM (arXiv 2406.08001).
+    """
+    probe = selection.largest_changes(
+        num_examples,
+        steps_per_epoch,
+        share=share,
+        rise_epochs=rise_epochs,
+        min_weight=min_weight,
+        max_weight=max_weight,
+        seed=seed,
+    )
+    return sharpness_aware(rho, probe=probe)
 
 
 def sparse_sam(

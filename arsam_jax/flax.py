@@ -13,7 +13,10 @@ import optax
 from flax import nnx
 from flax.training import train_state
 
-_EXTRA_ARGS = {"grad_fn", "value_fn", "example_loss_fn", "batch", "axis_name", "value", "grad"}
+_EXTRA_ARGS = {
+    *("grad_fn", "value_fn", "example_loss_fn", "batch", "example_index", "axis_name"),
+    *("value", "grad"),
+}
 
 
 class TrainState(train_state.TrainState):
@@ -41,8 +44,8 @@ class TrainState(train_state.TrainState):
           extra_args: further extra arguments of ``tx.update``, by name.
           **kwargs: names of fields of the state (``batch_stats=...``) replace those fields; the
             others are extra arguments of ``tx.update``: ``grad_fn``, ``value_fn``,
-            ``example_loss_fn``, ``batch``, ``axis_name``, and optax's ``value`` and ``grad``. An
-            optimizer that takes none ignores them.
+            ``example_loss_fn``, ``batch``, ``example_index``, ``axis_name``, and optax's ``value``
+            and ``grad``. An optimizer that takes none ignores them.
 
         Raises:
           TypeError: for a name that is neither.

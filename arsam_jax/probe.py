@@ -378,8 +378,8 @@ def example_loss(
     Raises:
       TypeError: if ``example_loss_fn`` is not a function.
       ValueError: if either extra argument is missing, the leaves of ``batch`` differ in their
-        first axis, or (when called) there is not one loss for each example, or the losses vary
-        over a mapped axis that ``axis_name`` does not name.
+        first axis or are empty, or (when called) there is not one loss for each example, or the
+        losses vary over a mapped axis that ``axis_name`` does not name.
     """
     for name, value in (("example_loss_fn", example_loss_fn), ("batch", batch)):
         if value is None:
@@ -395,6 +395,8 @@ def example_loss(
         raise ValueError(
             f"Every leaf of batch must have the same first axis, got the sizes {sorted(sizes)}."
         )
+    if sizes == {(0,)}:
+        raise ValueError("batch must hold at least one example, got 0.")
 
     def loss_fn(params, batch):
         losses: Any = example_loss_fn(params, batch)

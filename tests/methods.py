@@ -98,6 +98,24 @@ METHODS = {
     "rw_sam": Method(
         arsam_jax.rw_sam, {"rho": 0.1}, reads_grads=False, needs_examples=True, is_local=True
     ),
+    "k_sam": Method(
+        arsam_jax.k_sam,
+        {"rho": 0.1},
+        static=("share",),
+        evaluations=0,
+        reads_grads=False,
+        needs_examples=True,
+        is_local=True,
+    ),
+    "ausam": Method(
+        arsam_jax.ausam,
+        {"rho": 0.1, "num_examples": 64, "steps_per_epoch": 4, "rise_epochs": 4},
+        static=("num_examples", "share"),
+        evaluations=0,
+        reads_grads=False,
+        needs_examples=True,
+        is_local=True,
+    ),
     "sparse_sam_fisher": Method(
         arsam_jax.sparse_sam,
         {"rho": 0.1, "sparsity": 0.5, "mask": fisher_mask},

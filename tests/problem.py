@@ -39,6 +39,12 @@ def loss_fn(params, batch):
     return example_loss_fn(params, batch).mean()
 
 
+def example_index(batch, axis_name=None):
+    """Positions in the data set, whose examples are new but in the same order on every step."""
+    rows = jnp.arange(len(batch[0]), dtype=jnp.int32)
+    return rows if axis_name is None else rows + jax.lax.axis_index(axis_name) * len(rows)
+
+
 def make_step(tx, on_gradient=None, axis_name=None):
     """``(params, opt_state, batch) -> (params, opt_state)``, passing every extra argument.
 
@@ -65,6 +71,7 @@ def make_step(tx, on_gradient=None, axis_name=None):
             grad_fn=grad_fn,
             example_loss_fn=example_loss_fn,
             batch=batch,
+            example_index=example_index(batch, axis_name),
             axis_name=axis_name,
         )
         return optax.apply_updates(params, updates), opt_state

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import arsam_jax
-from arsam_jax import correction, probe, sampling, sharpness_aware
+from arsam_jax import correction, probe, sampling, selection, sharpness_aware
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,8 @@ def test_parts_have_to_be_of_their_kind(part):
         lambda ascent: probe.microbatched(2, ascent),
         lambda ascent: probe.reweighted(1.0, ascent=ascent),
         lambda ascent: probe.selective(0.5, ascent),
+        lambda ascent: selection.largest_losses(0.5, ascent),
+        lambda ascent: selection.largest_changes(9, 5, ascent=ascent),
     ],
 )
 def test_an_ascent_has_to_be_called(make):

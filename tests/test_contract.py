@@ -14,6 +14,7 @@ import pytest
 import arsam_jax
 from tests.methods import METHODS
 from tests.problem import (
+    example_index,
     example_loss_fn,
     loss_fn,
     make_batch,
@@ -124,7 +125,13 @@ def test_empty_params(name):
     tx = METHODS[name].make()
     state = tx.init({})
     updates, _ = tx.update(
-        {}, state, {}, grad_fn=lambda p: p, example_loss_fn=lambda p, b: b, batch=jnp.ones(2)
+        {},
+        state,
+        {},
+        grad_fn=lambda p: p,
+        example_loss_fn=lambda p, b: b,
+        batch=jnp.ones(2),
+        example_index=jnp.arange(2),
     )
     assert updates == {}
 
@@ -165,6 +172,7 @@ def test_unknown_extra_args_are_ignored(name):
         return jax.grad(loss_fn)(params, batch)
 
     common = {"grad_fn": grad_fn, "example_loss_fn": example_loss_fn, "batch": batch}
+    common["example_index"] = example_index(batch)
     args = grad_fn(params), tx.init(params), params
     assert_bits_equal(
         tx.update(*args, **common), tx.update(*args, **common, unknown=3, value=1.0, loss="x")
@@ -177,6 +185,7 @@ def test_value_fn_is_accepted_for_grad_fn(name):
     batch = make_batch(0)
     args = jax.grad(loss_fn)(params, batch), tx.init(params), params
     common = {"example_loss_fn": example_loss_fn, "batch": batch}
+    common["example_index"] = example_index(batch)
     by_value = tx.update(*args, value_fn=lambda p: loss_fn(p, batch), **common)
     by_grad = tx.update(*args, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), **common)
     assert_bits_equal(by_value, by_grad)

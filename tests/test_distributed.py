@@ -20,11 +20,12 @@ from arsam_jax import parallel, sampling
 from tests.methods import METHODS
 
 STEPS, DEVICES, BATCH, INPUTS, HIDDEN = 200, 4, 16, 8, 16
+EXAMPLES = 64  # of the data set, as METHODS says
 REGIMES = ("pmap", "shard_map", "jit sharded", "explicit sharded")
 MORE_REGIMES = ("shard_map unchecked", "jit", "explicit")  # for methods that differ in them
 CASES = [(name, regime) for name in METHODS for regime in REGIMES] + [
     (name, regime)
-    for name in ("arsam", "esam", "m_sam", "sparse_sam_fisher")
+    for name in ("arsam", "esam", "m_sam", "ausam", "sparse_sam_fisher")
     for regime in MORE_REGIMES
 ]
 
@@ -48,7 +49,8 @@ def make_batches():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(STEPS, BATCH, INPUTS))
     y = np.sin(x.sum(-1)) + 0.1 * rng.normal(size=(STEPS, BATCH))
-    return jnp.asarray(x), jnp.asarray(y)
+    index = np.stack([rng.permutation(EXAMPLES)[:BATCH] for _ in range(STEPS)])
+    return jnp.asarray(x), jnp.asarray(y), jnp.asarray(index, jnp.int32)
 
 
 def forward(params, x, mean, variance, keep):
@@ -95,6 +97,7 @@ def make_step(tx, axis_name=None, gathered=lambda params: params):
 
     def step(carry, batch):
         params, statistics, opt_state = carry
+        *batch, index = batch
         key = jax.random.fold_in(jax.random.key(0), arsam_jax.get_state(opt_state).step)
         (_, moved), grads = value_and_grad(params, statistics, batch, key)
         updates, opt_state = tx.update(
@@ -104,6 +107,7 @@ def make_step(tx, axis_name=None, gathered=lambda params: params):
             grad_fn=lambda params: value_and_grad(params, statistics, batch, key)[1],
             example_loss_fn=functools.partial(example_loss_fn, statistics=statistics),
             batch=batch,
+            example_index=index,
             axis_name=axis_name,
         )
         carry = optax.apply_updates(params, updates), moved, opt_state

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import arsam_jax
-from arsam_jax import _random, correction, probe, sampling, sharpness_aware, sparse
+from arsam_jax import _random, correction, probe, sampling, selection, sharpness_aware, sparse
 from arsam_jax.ascent import normalize, normalize_by_weights, random_mask
 from tests.methods import METHODS
 from tests.problem import (
@@ -24,7 +24,7 @@ from tests.problem import (
     train_sam_of_optax,
 )
 
-SIZE, BATCH, STEPS = 8, 6, 40
+SIZE, BATCH, STEPS, EXAMPLES = 8, 6, 40, 20
 RHO = 0.3
 BASE = optax.sgd(0.05, momentum=0.9)
 
@@ -41,6 +41,10 @@ def join(tree):
 def draw_batch(step):
     rng = np.random.default_rng([11, step])
     return rng.normal(size=(BATCH, SIZE)), rng.normal(size=BATCH)
+
+
+def draw_index(step):
+    return np.random.default_rng([13, step]).permutation(EXAMPLES)[:BATCH]
 
 
 def example_losses(w, batch):
@@ -72,18 +76,19 @@ def assert_follows(tx, reference, steps=STEPS, on_state=None):
     """Compares the updates of ``tx`` with ``reference(step, w, batch, sampled)`` over a run."""
 
     @jax.jit
-    def update(params, state, batch):
+    def update(params, state, batch, index):
         def grad_fn(params):
             return jax.grad(lambda p: jax_example_loss_fn(p, batch).mean())(params)
 
-        extra = {"example_loss_fn": jax_example_loss_fn, "batch": batch}
+        extra = {"example_loss_fn": jax_example_loss_fn, "batch": batch, "example_index": index}
         return tx.update(grad_fn(params), state, params, grad_fn=grad_fn, **extra)
 
     w = np.random.default_rng(0).normal(size=SIZE)
     state = tx.init(jax.tree.map(jnp.asarray, split(w)))
     for step in range(steps):
         batch = draw_batch(step)
-        updates, state = update(split(w), state, jax.tree.map(jnp.asarray, batch))
+        examples = *jax.tree.map(jnp.asarray, batch), jnp.asarray(draw_index(step))
+        updates, state = update(split(w), state, examples[:2], examples[2])
         expected = reference(step, w, batch, bool(state.metrics.sampled))
         np.testing.assert_allclose(join(updates), expected, rtol=1e-9, atol=1e-12)
         if on_state is not None:
@@ -452,6 +457,7 @@ def matrix_products(tx, width=64):
             grad_fn=grad_fn,
             example_loss_fn=example_loss_fn,
             batch=batch,
+            example_index=np.arange(128),
         )
 
     lowered = jax.jit(step).lower(params, tx.init(params), jnp.ones((128, width)))
@@ -523,12 +529,16 @@ def test_esam_computes_on_the_selected_examples_only():
         arsam_jax.final_phase_sam(0.1, 20, 1.0),
         arsam_jax.m_sam(0.1, 1),
         arsam_jax.rw_sam(0.1, inverse_temperature=0),
+        arsam_jax.k_sam(0.1, 1),
+        arsam_jax.ausam(0.1, 16, 1, share=1),
+        arsam_jax.ausam(0.1, 16, 20),  # in its first epoch
         arsam_jax.sparse_sam(0.1, 0.0),
         arsam_jax.sparse_sam(0.1, 0.0, mask=lambda s: sparse.dynamic_mask(s, 20)),
     ],
     ids=[
         *("every_1", "looksam_1", "ae_sam", "esam", "penalty", "gsam", "multi_step"),
-        *("friendly", "final_phase", "m_sam", "rw_sam", "fisher", "dynamic"),
+        *("friendly", "final_phase", "m_sam", "rw_sam", "k_sam", "ausam", "ausam_first_epoch"),
+        *("fisher", "dynamic"),
     ],
 )
 def test_degenerate_cases_that_are_sam(tx):
@@ -564,8 +574,9 @@ def test_degenerate_cases_that_are_the_base_optimizer_bit_for_bit(tx):
         (probe.perturb(normalize_by_weights(0.1)), 1),
         (probe.perturb(optax.chain(normalize(), sparse.fisher_mask(0.5, refresh_every=7))), 1),
         (probe.microbatched(3), 1),
+        (selection.largest_losses(0.5), 1),
     ],
-    ids=["gradient_norm_penalty", "asam", "sparse", "m_sam"],
+    ids=["gradient_norm_penalty", "asam", "sparse", "m_sam", "k_sam"],
 )
 def test_arsams_sampling_and_reuse_combine_with(chosen_probe, strength):
     """A reuse step emits g + a PSF with the PSF of the last sampled step, whatever the probe."""
@@ -660,6 +671,16 @@ def test_looksam_at_a_radius_lost_in_rounding_is_the_base_optimizer():
         (lambda: arsam_jax.m_sam(0.1, 0), "num_microbatches"),
         (lambda: arsam_jax.rw_sam(0.1, inverse_temperature=-1), "inverse_temperature"),
         (lambda: arsam_jax.rw_sam(0.1, delta=0), "delta"),
+        (lambda: arsam_jax.k_sam(0.1, 0), "share"),
+        (lambda: arsam_jax.k_sam(0.1, jnp.float32(0.5)), "share"),
+        (lambda: arsam_jax.ausam(0.1, 0, 5), "num_examples"),
+        (lambda: arsam_jax.ausam(0.1, jnp.int32(9), 5), "num_examples"),
+        (lambda: arsam_jax.ausam(0.1, 9, 0), "steps_per_epoch"),
+        (lambda: arsam_jax.ausam(0.1, 9, 5, share=1.1), "share"),
+        (lambda: arsam_jax.ausam(0.1, 9, 5, rise_epochs=0), "rise_epochs"),
+        (lambda: arsam_jax.ausam(0.1, 9, 5, min_weight=0), "min_weight"),
+        (lambda: arsam_jax.ausam(0.1, 9, 5, max_weight=0.05), "max_weight"),
+        (lambda: arsam_jax.ausam(0.1, 9, 5, seed=-1), "seed"),
         (lambda: arsam_jax.sparse_sam(0.1, 1.0), "sparsity"),
         (lambda: arsam_jax.sparse_sam(0.1, mask=sparse.fisher_mask(0.5)), "mask"),
         (lambda: sparse.fisher_mask(0.5, pattern="rows"), "pattern"),
@@ -681,6 +702,7 @@ def test_bad_arguments_are_refused_by_name(make, name):
 
 def update_with(tx, **extra_args):
     params = make_params()
+    extra_args = {"example_index": np.arange(16), **extra_args}
     grads = jax.grad(loss_fn)(params, make_batch(0))
     return tx.update(grads, tx.init(params), params, grad_fn=lambda p: grads, **extra_args)
 
@@ -691,9 +713,11 @@ def update_with(tx, **extra_args):
         arsam_jax.esam(0.1),
         arsam_jax.m_sam(0.1, 2),
         arsam_jax.rw_sam(0.1),
+        arsam_jax.k_sam(0.1),
+        arsam_jax.ausam(0.1, 16, 1),
         arsam_jax.sparse_sam(0.1),
     ],
-    ids=["esam", "m_sam", "rw_sam", "sparse_sam"],
+    ids=["esam", "m_sam", "rw_sam", "k_sam", "ausam", "sparse_sam"],
 )
 def test_missing_or_wrong_examples_are_explained(tx):
     batch = make_batch(0)
@@ -705,13 +729,15 @@ def test_missing_or_wrong_examples_are_explained(tx):
         update_with(tx, example_loss_fn=lambda p, b: b[1].mean(), batch=batch)
     with pytest.raises(ValueError, match="same first axis"):
         update_with(tx, example_loss_fn=lambda p, b: b[1], batch=(batch[0], batch[1][:3]))
+    with pytest.raises(ValueError, match="batch must hold at least one example, got 0"):
+        update_with(tx, example_loss_fn=lambda p, b: b[1], batch=(batch[0][:0], batch[1][:0]))
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.needs_examples])
 def test_batches_may_be_numpy_arrays_in_a_closure(name):
     tx = METHODS[name].make()
     params, batch = make_params(), jax.tree.map(np.asarray, make_batch(0))
-    extra = {"example_loss_fn": example_loss_fn, "batch": batch}
+    extra = {"example_loss_fn": example_loss_fn, "batch": batch, "example_index": np.arange(16)}
 
     @jax.jit
     def update(params):

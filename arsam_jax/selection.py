@@ -1,0 +1,278 @@
+"""Probes that take both gradients of SAM on a part of the mini-batch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from arsam_jax import _check, _random, _tree
+from arsam_jax.ascent import normalize
+from arsam_jax.probe import Probe, _checked, _init_of, example_loss
+
+_INDEX_CALL = """
+    tx.update(grads, opt_state, params, grad_fn=grad_fn, example_loss_fn=example_loss_fn,
+              batch=batch, example_index=index)  # int (batch,): where they are in the data set"""
+
+
+def largest_losses(
+    share: float = 0.5,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+) -> Probe:
+    r"""K-SAM: both gradients are those of the K examples with the largest losses.
+
+    .. math::
+        g_A = \nabla L_K\big(w + \rho\,\mathrm{ascent}(\nabla L_K(w))\big), \quad
+        L_K = \frac1K \sum_{i \in \mathrm{top}_K\,\ell_j(w)} \ell_i,
+
+    with K = max(1, round(share · B)). A forward pass of the batch finds them. Needs
+    ``example_loss_fn`` and ``batch``; with ``axis_name`` each device picks from its own examples,
+    and both gradients are averaged over the devices. Batch normalisation in ``example_loss_fn``
+    sees the K examples alone when gradients are taken.
+
+    Args:
+      share: of the examples, in (0, 1], a Python float; 1 takes the whole batch, which is SAM.
+      ascent: maps the gradient of the K examples to a direction.
+
+    Returns:
+      A probe that costs 2 share gradients and, for a share below 1, one forward pass, and leaves
+      ``grads`` unread.
+
+    References:
+      Ni et al., K-SAM: Sharpness-Aware Minimization at the Speed of SGD (arXiv 2210.12864).
+    """
+    _check.check_static("share", share)
+    _check.check_number("share", share, above=0, high=1)
+    ascent = _checked(ascent)
+
+    def update_fn(
+        grads, state, params, /, *, grad_fn, example_loss_fn=None, batch=None, **extra_args
+    ):
+        del grads, grad_fn
+        loss_fn, size = example_loss(example_loss_fn, batch, extra_args.get("axis_name"))
+        params = _tree.widen(params)
+        count = _count(share, size)
+        part = batch
+        if count < size:
+            losses = _tree.replicated(loss_fn(params, batch))
+            part = _taken(batch, jax.lax.top_k(losses, count)[1])
+        extra_args.pop("example_index", None)  # those of the whole batch
+        extra_args["example_loss_fn"] = example_loss_fn
+        return _climb(ascent, loss_fn, part, params, state, **extra_args)[:2]
+
+    return Probe(_init_of(ascent), update_fn, reads_grads=False)
+
+
+class LossChangeState(NamedTuple):
+    """State of ``largest_changes``: a memory of N = ``num_examples`` examples.
+
+    Attributes:
+      key: uint32 (2,), of the draws.
+      total: float32 (N,), the sum of |Δloss| of each example over the steps that drew it.
+      times: int32 (N,), how often it was drawn.
+      ascent: state of the ascent.
+    """
+
+    key: jax.Array
+    total: jax.Array
+    times: jax.Array
+    ascent: Any
+
+
+def largest_changes(
+    num_examples: int,
+    steps_per_epoch: int,
+    *,
+    share: float = 0.5,
+    rise_epochs: float = 30,
+    min_weight: float = 0.1,
+    max_weight: float = 0.5,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+    seed: int = 0,
+) -> Probe:
+    r"""AUSAM: both gradients are those of examples whose loss the perturbation has changed most.
+
+    max(1, round(share · B)) examples of the batch are drawn without replacement by the weights
+
+    .. math::
+        p_i \propto f_{min} + (f_t - f_{min})\, \frac{m_i - \min_j m_j}{\max_j m_j - \min_j m_j},
+        \quad m_i = \mathrm{mean}\,|\ell_i(w + \varepsilon) - \ell_i(w)|,
+
+    with m_i over the earlier steps in which example i of the data set was drawn, and f_t rising
+    from f_min to f_max along the first epochs; equal m_i give equal weights. The first epoch takes
+    the whole batches, to fill the memory; an example that it leaves out counts with one |Δloss| of
+    1. A |Δloss| that is not finite is not kept.
+
+    Needs ``example_loss_fn``, ``batch`` and ``example_index``, int (batch,): the positions of the
+    examples in the data set, in [0, ``num_examples``). With ``axis_name`` each device draws from
+    its own examples, both gradients are averaged over the devices, and every device keeps the
+    memory of all. Batch normalisation in ``example_loss_fn`` sees the drawn examples alone.
+
+    Args:
+      num_examples: N >= 1, the size of the data set, a Python integer.
+      steps_per_epoch: >= 1.
+      share: of the examples, in (0, 1], a Python float; 1 takes the whole batch, which is SAM.
+      rise_epochs: > 0, in which f_t rises.
+      min_weight: f_min > 0.
+      max_weight: f_max >= f_min.
+      ascent: maps the gradient of the drawn examples to a direction.
+      seed: of the draws.
+
+    Returns:
+      A probe that costs 2 share gradients (2 in the first epoch), leaves ``grads`` unread, and
+      keeps two numbers for each example of the data set.
+
+    References:
+      AUSAM (arXiv 2406.08001).
+    """
+    _check.check_static("num_examples", num_examples)
+    _check.check_integer("num_examples", num_examples, low=1)
+    _check.check_integer("steps_per_epoch", steps_per_epoch, low=1)
+    _check.check_static("share", share)
+    _check.check_number("share", share, above=0, high=1)
+    _check.check_number("rise_epochs", rise_epochs, above=0)
+    _check.check_number("min_weight", min_weight, above=0)
+    if not isinstance(min_weight, Tracer):
+        _check.check_number("max_weight", max_weight, low=float(min_weight))
+    _check.check_seed(seed)
+    ascent = _checked(ascent)
+
+    def init_fn(params):
+        return LossChangeState(
+            key=_random.make_key(seed),
+            total=jnp.ones([num_examples], jnp.float32),
+            times=jnp.ones([num_examples], jnp.int32),
+            ascent=_init_of(ascent)(params),
+        )
+
+    def draw(state, index, step, epoch, count, axis_name):
+        mean = state.total[index] / state.times[index].astype(jnp.float32)
+        low, high = (jnp.asarray(x, jnp.float32) for x in (min_weight, max_weight))
+        progress = epoch.astype(jnp.float32) / jnp.asarray(rise_epochs, jnp.float32)
+        scaled = _tree.safe_divide(mean - mean.min(), mean.max() - mean.min())
+        weights = low + (high - low) * jnp.minimum(progress, 1) * scaled
+        key = _tree.local_key(axis_name, _random.step_key(state.key, step))
+        # The largest of log p + Gumbel noise are a draw without replacement.
+        scores = jnp.log(weights) + jax.random.gumbel(key, weights.shape, jnp.float32)
+        return jax.lax.top_k(scores, count)[1]
+
+    def update_fn(
+        grads,
+        state,
+        params,
+        /,
+        *,
+        step,
+        grad_fn,
+        example_loss_fn=None,
+        batch=None,
+        example_index=None,
+        **extra_args,
+    ):
+        del grads, grad_fn
+        axis_name = extra_args.get("axis_name")
+        loss_fn, size = example_loss(example_loss_fn, batch, axis_name)
+        index = _tree.replicated(_checked_index(example_index, size, num_examples))
+        count = _count(share, size)
+        epoch = step // jnp.asarray(steps_per_epoch, jnp.int32)
+        is_first = epoch < 1
+        extra_args |= {"step": step, "example_loss_fn": example_loss_fn}
+
+        def on(chosen, params):
+            part = batch if chosen is None else _taken(batch, chosen)
+            perturbed_grads, ascent_state, before, after = _climb(
+                ascent, loss_fn, part, params, state.ascent, **extra_args
+            )
+            change = _tree.replicated(jnp.abs(after - before).astype(jnp.float32))
+            if chosen is not None:  # NaN for the others, and of one shape
+                change = jnp.full([size], jnp.nan, jnp.float32).at[chosen].set(change)
+            return perturbed_grads, ascent_state, change
+
+        def whole(params):
+            return on(None, params)
+
+        def drawn(params):
+            return on(draw(state, index, step, epoch, count, axis_name), params)
+
+        params = _tree.widen(params)
+        if count == size:
+            result = whole(params)
+        elif isinstance(is_first, Tracer):
+            result = jax.lax.cond(is_first, whole, drawn, params)
+        else:
+            result = (whole if is_first else drawn)(params)
+        perturbed_grads, ascent_state, change = result
+
+        index, change = _tree.gathered(axis_name, (index, change))
+        rows = jnp.where(jnp.isfinite(change), index, num_examples)  # one past the end: dropped
+        kept = jnp.where(is_first, 0, 1)  # the first epoch replaces the ones of the start
+        total = state.total.at[rows].multiply(kept.astype(jnp.float32), mode="drop")
+        times = state.times.at[rows].multiply(kept.astype(jnp.int32), mode="drop")
+        return perturbed_grads, LossChangeState(
+            key=state.key,
+            total=total.at[rows].add(change, mode="drop"),
+            times=times.at[rows].add(1, mode="drop"),
+            ascent=ascent_state,
+        )
+
+    return Probe(init_fn, update_fn, reads_grads=False)
+
+
+def _count(share, size):
+    return max(1, round(share * size))
+
+
+def _taken(batch, chosen):
+    return jax.tree.map(lambda x: _tree.replicated(jnp.asarray(x))[chosen], batch)
+
+
+def _climb(ascent, loss_fn, part, params, state, *, rho, axis_name=None, **extra_args):
+    """SAM on some examples: the gradient, the ascent's state, their losses before and after."""
+
+    def evaluate(point):
+        def mean_loss(params):
+            losses = loss_fn(params, part)
+            return losses.mean(), losses
+
+        grads, losses = jax.grad(mean_loss, has_aux=True)(_tree.local_to(axis_name, point))
+        return _tree.mean_over(axis_name, jax.tree.map(jnp.conj, grads)), losses
+
+    grads, before = evaluate(params)
+    direction, state = ascent.update(
+        _tree.widen(grads),
+        state,
+        params,
+        rho=rho,
+        grad_fn=lambda params: evaluate(params)[0],
+        batch=part,
+        axis_name=axis_name,
+        **extra_args,
+    )
+    perturbed_grads, after = evaluate(_tree.add(params, _tree.scale(rho, direction)))
+    return perturbed_grads, state, before, after
+
+
+def _checked_index(example_index: Any, size: int, num_examples: int) -> jax.Array:
+    if example_index is None:
+        raise ValueError(
+            "This method remembers every example of the data set: its update needs example_index."
+            f"\n{_INDEX_CALL}"
+        )
+    dtype = jnp.result_type(example_index)
+    if jnp.shape(example_index) != (size,) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"example_index must be integers of shape ({size},), one for each example of batch, got"
+            f" {dtype} of shape {jnp.shape(example_index)}."
+        )
+    is_known = not isinstance(example_index, Tracer)
+    if is_known and getattr(example_index, "is_fully_addressable", True):
+        known = np.asarray(example_index)
+        ends = int(known.min()), int(known.max())
+        if ends[0] < 0 or ends[1] >= num_examples:
+            raise ValueError(
+                f"example_index must be in [0, {num_examples}), num_examples, got {ends[0]} to"
+                f" {ends[1]}."
+            )
+    return jnp.asarray(example_index, jnp.int32)
