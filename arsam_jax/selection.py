@@ -260,7 +260,9 @@ def _checked_index(example_index: Any, size: int, num_examples: int) -> jax.Arra
             "This method remembers every example of the data set: its update needs example_index."
             f"\n{_INDEX_CALL}"
         )
-    dtype = jnp.result_type(example_index)
+    if not isinstance(example_index, jax.Array):
+        example_index = np.asarray(example_index)
+    dtype = example_index.dtype
     if jnp.shape(example_index) != (size,) or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
             f"example_index must be integers of shape ({size},), one for each example of batch, got"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from examples.config import Config
 
 NUM_MICROBATCHES = 2
+SHARE_OF_EXAMPLES = 0.5  # of K-SAM and AUSAM
 
 # The first link of each method's chain, from the settings, the number of steps and the seed.
 # --rho, --alpha, --segment-length, --reuse-steps and --share are settings; all else is as in the
@@ -47,15 +48,19 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
     "momentum_sam": lambda config, steps, seed: arsam_jax.momentum_sam(config.rho),
     "friendly_sam": lambda config, steps, seed: arsam_jax.friendly_sam(config.rho),
     "rw_sam": lambda config, steps, seed: arsam_jax.rw_sam(config.rho, seed=seed),
+    "k_sam": lambda config, steps, seed: arsam_jax.k_sam(config.rho, SHARE_OF_EXAMPLES),
+    "ausam": lambda config, steps, seed: _ausam(config, steps, seed),
     "saf": lambda config, steps, seed: optax.identity(),  # a term of the loss: trainer.py
     "mesa": lambda config, steps, seed: optax.identity(),
 }
 
 # Where a sampled step costs something else than one gradient more, so 2 / (1 + %SAM) says nothing.
-OTHER_PRICES = {"esam", "multi_step_sam", "momentum_sam", "rw_sam", "saf", "mesa"}
+OTHER_PRICES = {
+    *("esam", "multi_step_sam", "momentum_sam", "rw_sam", "k_sam", "ausam", "saf", "mesa")
+}
 
 # Which look at the examples of a batch themselves, so that it cannot come in parts.
-OF_THE_WHOLE_BATCH = {"esam", "m_sam", "rw_sam"}
+OF_THE_WHOLE_BATCH = {"esam", "m_sam", "rw_sam", "k_sam", "ausam"}
 
 
 def _arsam(config: Config, seed: int, reuse_steps: int) -> optax.GradientTransformation:
@@ -68,6 +73,18 @@ def _arsam(config: Config, seed: int, reuse_steps: int) -> optax.GradientTransfo
     )
 
 
+def _ausam(config: Config, steps: int, seed: int) -> optax.GradientTransformation:
+    steps_per_epoch = max(1, steps // config.epochs)
+    return arsam_jax.ausam(
+        config.rho,
+        # At least the data set, of which an epoch leaves out less than a batch.
+        num_examples=(steps_per_epoch + 1) * config.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        share=SHARE_OF_EXAMPLES,
+        seed=seed,
+    )
+
+
 def perturbation_size(name: str, config: Config) -> int | None:
     """m, the number of examples that share one perturbation; None where nothing is perturbed.
 
@@ -76,6 +93,8 @@ def perturbation_size(name: str, config: Config) -> int | None:
     """
     if name in ("sgd", "saf", "mesa"):
         return None
+    if name in ("k_sam", "ausam"):
+        return max(1, round(SHARE_OF_EXAMPLES * config.batch_size))
     return config.batch_size // (NUM_MICROBATCHES if name == "m_sam" else 1)
 
 

@@ -257,6 +257,7 @@ class Trainer:
                 params, state.batch_stats, batch, dropout_key
             )[0],
             batch=(images, labels),
+            example_index=index,
         )
         match state.trajectory:
             case LogitMemory() as memory:

@@ -145,12 +145,13 @@ def test_devices_that_are_not_there_are_an_error(arguments, message, data_dir, t
     assert not list(tmp_path.iterdir())
 
 
-def test_the_effective_m_is_the_batch_but_for_m_sam():
+def test_the_effective_m_is_the_batch_but_for_methods_that_divide_it():
     settings = config.parse(["--batch-size", "64", "--method", "all"])
     sizes = {method: perturbation_size(method, settings) for method in settings.method}
     assert {m for m, size in sizes.items() if size is None} == {"sgd", "saf", "mesa"}
-    assert sizes["m_sam"] == 32
-    assert {size for m, size in sizes.items() if m != "m_sam"} == {64, None}
+    halves = {m for m, size in sizes.items() if size == 32}
+    assert halves == {"m_sam", "k_sam", "ausam"}
+    assert {size for m, size in sizes.items() if m not in halves} == {64, None}
 
 
 def test_processes_that_differ_stop(trainers, step_fns, tmp_path, monkeypatch):

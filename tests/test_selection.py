@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
 
 import arsam_jax
 from arsam_jax import _random, selection, sharpness_aware
@@ -250,11 +249,13 @@ def on_four_devices(tx, state, w, batch, index):
             axis_name="batch",
         )
 
-    mesh = jax.sharding.Mesh(jax.devices()[:4], ("batch",))
-    split_rows = P("batch")
-    specs = P(), P(), split_rows, split_rows
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P())  # checked: replicated
-    return jax.jit(mapped)(w, state, batch, index)
+    parts = jax.tree.map(lambda x: jnp.asarray(x).reshape(4, 4, *x.shape[1:]), (batch, index))
+    mapped = jax.pmap(step, "batch", in_axes=(None, None, 0, 0), devices=jax.devices()[:4])
+    results = mapped(w, state, *parts)
+    first = jax.tree.map(lambda x: x[0], results)
+    for device in range(1, 4):
+        chex.assert_trees_all_equal(jax.tree.map(lambda x, d=device: x[d], results), first)
+    return first
 
 
 def sharded_problem():
@@ -324,8 +325,9 @@ def losses_of(params, batch):
         (np.ones(16, bool), r"^example_index must be integers .*got bool"),
         (np.arange(16) + 3, r"^example_index must be in \[0, 16\), .*got 3 to 18"),
         (np.arange(16) - 1, r"^example_index must be in \[0, 16\), .*got -1 to 14"),
+        ([*range(15), 16], r"^example_index must be in \[0, 16\), .*got 0 to 16"),
     ],
-    ids=["missing", "shape", "dtype", "bools", "beyond", "negative"],
+    ids=["missing", "shape", "dtype", "bools", "beyond", "negative", "list"],
 )
 def test_ausam_explains_what_is_wrong_with_the_index(index, message):
     tx = arsam_jax.ausam(0.1, 16, 5)
