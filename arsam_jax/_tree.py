@@ -117,7 +117,7 @@ def gathered(axis_name: Any, tree: Any) -> Any:
     """The rows of each leaf on all devices, one after another and the same on every device."""
 
     def gather(x):
-        for axis in _axes(axis_name):
+        for axis in axes(axis_name):
             is_own = jnp.arange(jax.lax.psum(1, axis), dtype=jnp.int32) == jax.lax.axis_index(axis)
             rows = jnp.where(is_own.reshape(-1, *[1] * x.ndim), x[None], 0)
             x = jax.lax.psum(rows, axis).reshape(-1, *x.shape[1:])
@@ -128,7 +128,7 @@ def gathered(axis_name: Any, tree: Any) -> Any:
 
 def local_key(axis_name: Any, key: jax.Array) -> jax.Array:
     """A key of each device's own; ``key`` itself without a mapped axis."""
-    for axis in _axes(axis_name):
+    for axis in axes(axis_name):
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))
     return key
 

@@ -286,6 +286,7 @@ def test_a_forgotten_axis_name_is_an_error_at_trace_time(name, axis_name):
     def step(w, state, x):
         grad_fn = parallel.grad(lambda w: unit_loss(w, x), ("batch", "model"))
         extra = {"example_loss_fn": lambda w, x: jnp.square(x @ w), "batch": x}
+        extra["example_index"] = jnp.arange(len(x), dtype=jnp.int32)
         return tx.update(grad_fn(w), state, w, grad_fn=grad_fn, axis_name=axis_name, **extra)[0]
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("batch", "model"))
