@@ -17,7 +17,7 @@ SHARE_OF_EXAMPLES = 0.5  # of K-SAM and AUSAM
 
 # The first link of each method's chain, from the settings, the number of steps and the seed.
 # --rho, --alpha, --segment-length, --reuse-steps and --share are settings; all else is as in the
-# papers.
+# papers, but that the Fisher masks of sparse SAM look at the mini-batch.
 METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] = {
     "sgd": lambda config, steps, seed: optax.identity(),
     "sam": lambda config, steps, seed: arsam_jax.sam(config.rho),
@@ -33,9 +33,17 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
         config.rho, steps, share=0.25
     ),
     "esam": lambda config, steps, seed: arsam_jax.esam(config.rho, seed=seed),
-    "sparse_sam": lambda config, steps, seed: arsam_jax.sparse_sam(config.rho),
+    "sparse_sam": lambda config, steps, seed: arsam_jax.sparse_sam(
+        config.rho,
+        mask=lambda sparsity: arsam_jax.sparse.fisher_mask(
+            sparsity, refresh_every=_five_epochs(config, steps)
+        ),
+    ),
     "sparse_sam_dynamic": lambda config, steps, seed: arsam_jax.sparse_sam(
-        config.rho, mask=lambda sparsity: arsam_jax.sparse.dynamic_mask(sparsity, steps, seed=seed)
+        config.rho,
+        mask=lambda sparsity: arsam_jax.sparse.dynamic_mask(
+            sparsity, steps, refresh_every=_five_epochs(config, steps), seed=seed
+        ),
     ),
     "gradient_norm_penalty": lambda config, steps, seed: arsam_jax.gradient_norm_penalty(
         config.rho, strength=0.7
@@ -83,6 +91,11 @@ def _ausam(config: Config, steps: int, seed: int) -> optax.GradientTransformatio
         share=SHARE_OF_EXAMPLES,
         seed=seed,
     )
+
+
+def _five_epochs(config: Config, steps: int) -> int:
+    """Between the masks of sparse SAM, as in its authors' code."""
+    return max(1, 5 * steps // config.epochs)
 
 
 def perturbation_size(name: str, config: Config) -> int | None:
