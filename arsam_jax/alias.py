@@ -518,17 +518,17 @@ def sparse_sam(
     r"""Sparse SAM: :math:`\varepsilon = \rho\, m \odot g / \|g\|` with a 0/1 mask m.
 
     Costs 2, and at each refresh what the mask costs; keeps the mask, one byte a weight. Sparsity 0
-    is SAM.
+    is SAM. It is the explicit form, which saves no computation: see ``arsam_jax.sparse``.
 
     Args:
       rho: the radius of the dense perturbation.
       sparsity: share of the weights without perturbation, in [0, 1); 0.5 in the paper.
       mask: makes the mask from the sparsity: ``sparse.fisher_mask`` (SSAM-F, needs
-        ``example_loss_fn`` and ``batch``), or for instance
-        ``lambda sparsity: sparse.dynamic_mask(sparsity, total_steps)`` (SSAM-D).
+        ``example_loss_fn``, and ``batch`` or better ``fisher_batch``, random training examples),
+        or for instance ``lambda sparsity: sparse.dynamic_mask(sparsity, total_steps)`` (SSAM-D).
 
     References:
-      Mi et al. (arXiv 2210.05177).
+      Mi et al. (arXiv 2210.05177) and its official code; docs/methods.md lists what differs.
     """
     if not callable(mask):
         raise TypeError(f"mask must be a function from the sparsity to an ascent, got {mask!r}.")

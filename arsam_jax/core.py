@@ -83,10 +83,10 @@ def sharpness_aware(
     ``grads``; gradients are already averaged over devices, and conjugated where parameters are
     complex, as optax takes them. ``value_fn(params) -> loss``, of ``params`` alone, is accepted
     instead. Methods that look at single examples take ``example_loss_fn(params, batch) -> losses``
-    of shape (batch,) and ``batch``, and inside ``pmap`` or ``shard_map`` ``axis_name``, over which
-    they average the gradients they take themselves. Those that remember examples take
-    ``example_index``, int (batch,), their positions in the data set. Extra arguments that no part
-    needs are ignored, so a step can pass them all.
+    of shape (batch,) and ``batch`` (a Fisher mask ``fisher_batch``, too), and inside ``pmap`` or
+    ``shard_map`` ``axis_name``, over which they average the gradients they take themselves. Those
+    that remember examples take ``example_index``, int (batch,), their positions in the data set.
+    Extra arguments that no part needs are ignored, so a step can pass them all.
 
     A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
     second gradient is taken where ρ(t) is not positive or the gradient is not finite (a probe that

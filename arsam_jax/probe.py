@@ -371,9 +371,11 @@ def _checked(ascent):
 
 
 def example_loss(
-    example_loss_fn: Any, batch: Any, axis_name: Any
+    example_loss_fn: Any, batch: Any, axis_name: Any, name: str = "batch"
 ) -> tuple[Callable[..., Any], Any]:
     """The checked ``example_loss_fn`` and the batch size, for parts that see single examples.
+
+    ``name`` is that of the extra argument that ``batch`` is.
 
     Raises:
       TypeError: if ``example_loss_fn`` is not a function.
@@ -381,10 +383,11 @@ def example_loss(
         first axis or are empty, or (when called) there is not one loss for each example, or the
         losses vary over a mapped axis that ``axis_name`` does not name.
     """
-    for name, value in (("example_loss_fn", example_loss_fn), ("batch", batch)):
+    for missing, value in (("example_loss_fn", example_loss_fn), (name, batch)):
         if value is None:
             raise ValueError(
-                f"This method looks at single examples: its update needs {name}.\n{_EXAMPLE_CALL}"
+                f"This method looks at single examples: its update needs {missing}."
+                f"\n{_EXAMPLE_CALL}"
             )
     if not callable(example_loss_fn):
         raise TypeError(
@@ -393,10 +396,10 @@ def example_loss(
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(
-            f"Every leaf of batch must have the same first axis, got the sizes {sorted(sizes)}."
+            f"Every leaf of {name} must have the same first axis, got the sizes {sorted(sizes)}."
         )
     if sizes == {(0,)}:
-        raise ValueError("batch must hold at least one example, got 0.")
+        raise ValueError(f"{name} must hold at least one example, got 0.")
 
     def loss_fn(params, batch):
         losses: Any = example_loss_fn(params, batch)

@@ -1,13 +1,18 @@
 """Masks for sparse SAM: ascents that keep a share of the perturbation.
 
 Put one after ``normalize()``: ε is masked after the division by the whole ‖g‖. A mask is refreshed
-at the first sampled step that is ``refresh_every`` or more steps after the last refresh, behind a
-``lax.cond``, so it costs nothing on other steps. Density is exact at every refresh.
+at the first sampled step that is ``refresh_every`` or more steps after the last refresh, before it
+is applied, behind a ``lax.cond``: it costs nothing on other steps, but runs on all of them under
+``vmap``. Density is exact at every refresh.
+
+The masks are what the authors call explicit: they make ε sparse and save no computation. Their
+implicit form, which masks the weights in the first backward pass, and what whole leaves that are
+never perturbed can save, are in docs/methods.md, beside all that their code does otherwise.
 
 References:
   Mi et al., Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach
   (arXiv 2210.05177), and Systematic Investigation of Sparse Perturbed Sharpness-Aware Minimization
-  Optimizer (DOI 10.1109/TPAMI.2025.3581310).
+  Optimizer (DOI 10.1109/TPAMI.2025.3581310), with its official code.
 """
 
 import functools
@@ -23,8 +28,13 @@ import optax
 from arsam_jax import _check, _random, _tree
 from arsam_jax.probe import example_loss
 
-Pattern = Literal["unstructured", "structured"] | tuple[int, int]
-"""Which weights live or die together: none; those of a leaf; (N, M): N of M consecutive ones."""
+Pattern = Literal["unstructured", "structured"] | tuple[int, int] | tuple[int, int, int]
+"""Which weights live or die together: none; those of a leaf; N of M consecutive ones along an axis.
+
+The last is (N, M, axis), or (N, M) for axis −2: that of the inputs in Flax's kernels, (in, out) and
+(height, width, in, out), along which hardware with 2:4 sparsity has its groups. In the product with
+the transposed kernel, that of a backward pass, it is −1.
+"""
 
 
 class SparseMaskState(NamedTuple):
@@ -50,32 +60,58 @@ def fisher_mask(
 ) -> optax.GradientTransformationExtraArgs:
     """SSAM-F: keeps the weights with the largest diagonal Fisher information.
 
-    The Fisher information of a weight is the mean of its squared per-example gradients over
-    ``num_examples`` examples of the current mini-batch. Needs ``example_loss_fn`` and ``batch``.
-    A refresh costs about one gradient; it takes the examples one by one, so that it keeps no
-    gradients but their running sum. Batch normalisation in ``example_loss_fn`` then sees one
-    example at a time: with batch statistics the normalised output of a dense layer is constant,
-    and the scores of what comes before it mean nothing. Use running statistics there.
+    The Fisher information of a weight is the mean of its squared per-example gradients over the
+    examples of ``fisher_batch``, an extra argument of the update::
+
+        tx.update(grads, state, params, grad_fn=grad_fn, example_loss_fn=example_loss_fn,
+                  batch=batch, fisher_batch=fisher_batch)  # and axis_name in pmap, shard_map
+
+    It is like ``batch``, of any number of examples; the authors draw 1,024 of the training set
+    for each refresh. With ``axis_name`` each device gives its share. Only a refresh reads it: draw
+    it outside the compiled step, and leave it on the device in between. Without it the examples
+    are those of the mini-batch, which are few. Needs ``example_loss_fn``, and ``batch`` or
+    ``fisher_batch``.
+
+    A refresh of N examples costs N / B gradients of a mini-batch of B. It takes them one by one,
+    which is slower than a batch, and keeps no gradients but their running sum. Batch normalisation
+    in ``example_loss_fn`` then sees one example at a time: with batch statistics the normalised
+    output of a dense layer is constant, and the scores of what comes before it mean nothing. Use
+    running statistics there.
 
     Args:
       sparsity: share of weights without perturbation, in [0, 1).
       pattern: "unstructured" keeps the largest scores of all weights; "structured" whole leaves,
-        by mean score, until the budget is reached; (N, M) the N largest of M consecutive weights
-        of a leaf with two or more axes, whatever ``sparsity`` says, and all of the others.
-      num_examples: N_F >= 1, at most the batch size; None takes the whole mini-batch.
+        by mean score, until the budget is reached; (N, M, axis) the N largest of M consecutive
+        weights along the axis of a leaf with two or more, whatever ``sparsity`` says, and all of
+        what does not fill a group and of the other leaves; (N, M) is (N, M, −2).
+      num_examples: how many of the examples given to take, the first ones; None takes all.
       refresh_every: T_m >= 1, steps between refreshes; the first sampled step is one.
     """
     if num_examples is not None:
         _check.check_static("num_examples", num_examples)
         _check.check_integer("num_examples", num_examples, low=1)
 
-    def refresh(mask, key, grads, params, step, example_loss_fn, batch, axis_name):
-        del mask, key, grads, step
-        loss_fn, size = example_loss(example_loss_fn, batch, axis_name)
+    def refresh(
+        mask,
+        key,
+        grads,
+        params,
+        step,
+        *,
+        example_loss_fn=None,
+        batch=None,
+        fisher_batch=None,
+        axis_name=None,
+        **extra_args,
+    ):
+        del mask, key, grads, step, extra_args
+        name = "batch" if fisher_batch is None else "fisher_batch"
+        batch = batch if fisher_batch is None else fisher_batch
+        loss_fn, size = example_loss(example_loss_fn, batch, axis_name, name)
         count = size if num_examples is None else num_examples
         if count > size:
             raise ValueError(
-                f"num_examples must be at most the batch size {size}, got {num_examples}."
+                f"num_examples must be at most {size}, the examples of {name}, got {num_examples}."
             )
         examples = jax.tree.map(lambda x: x[:count, None], _tree.replicated(batch))
 
@@ -91,7 +127,7 @@ def fisher_mask(
 
     def first_mask(params, key):
         del key
-        scores = jax.tree.map(jnp.ones_like, params)
+        scores = jax.tree.map(lambda p: jnp.ones_like(jnp.real(p)), params)
         return keep_largest(scores, sparsity, pattern)
 
     return _sparse_mask(sparsity, pattern, refresh_every, 0, first_mask, refresh)
@@ -102,45 +138,53 @@ def dynamic_mask(
     total_steps: int,
     *,
     drop_rate: float = 0.5,
-    drop_by: Literal["weight", "gradient", "random"] = "weight",
+    drop_by: Literal["weight", "gradient", "random"] = "gradient",
+    grow_by: Literal["gradient", "random"] = "random",
     refresh_every: int = 1000,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SSAM-D: a mask of dynamic sparse training.
 
     It starts at random. A refresh drops the round(f (1 + cos(π t / T)) / 2 · live) live weights
-    with the smallest score and grows as many of the dead ones with the largest \|g\|, so the
-    density never changes; at most as many as are dead. A refresh costs no gradient.
+    with the smallest scores and grows as many of those that were dead, with the largest, so the
+    density never changes; at most as many as are dead. g is the gradient of the mini-batch, w the
+    weights before the perturbation. A refresh costs no gradient.
 
     Args:
       sparsity: share of weights without perturbation, in [0, 1).
       total_steps: T >= 1, after which nothing is dropped any more.
       drop_rate: f in [0, 1].
       drop_by: the score of live weights: "weight" \|w\|, "gradient" \|g\|, or "random".
+      grow_by: the score of dead ones: "gradient" \|g\|, or "random".
       refresh_every: T_m >= 1, steps between refreshes; the first is T_m steps in.
       seed: of the first mask and of random scores.
     """
     _check.check_integer("total_steps", total_steps, low=1)
     _check.check_number("drop_rate", drop_rate, low=0, high=1)
     _check.check_choice("drop_by", drop_by, ("weight", "gradient", "random"))
+    _check.check_choice("grow_by", grow_by, ("gradient", "random"))
 
-    def refresh(mask, key, grads, params, step, example_loss_fn, batch, axis_name):
-        del example_loss_fn, batch, axis_name
+    def refresh(mask, key, grads, params, step, **extra_args):
+        del extra_args
         return _tree.automatic(rewire, mask, key, grads, params, step, like=mask)
 
     def rewire(mask, key, grads, params, step):
-        live = _ravel(mask).astype(bool)
-        if drop_by == "random":
-            drop_scores = jax.random.uniform(_random.step_key(key, step), live.shape)
-        else:
-            drop_scores = jnp.abs(_ravel(params if drop_by == "weight" else grads))
+        live = _ravel(mask, jnp.bool_)
+        drop_key, grow_key = jax.random.split(_random.step_key(key, step))
+
+        def scores(score, key):
+            if score == "random":
+                return jax.random.uniform(key, live.shape, jnp.float32)
+            return _ravel_scores(jax.tree.map(jnp.abs, params if score == "weight" else grads))
+
         progress = jnp.clip(step.astype(jnp.float32) / jnp.float32(total_steps), 0, 1)
         rate = jnp.asarray(drop_rate, jnp.float32) * (1 + jnp.cos(jnp.pi * progress)) / 2
         num_live = jnp.sum(live, dtype=jnp.int32)
         num_dropped = jnp.round(rate * num_live.astype(jnp.float32)).astype(jnp.int32)
         num_dropped = jnp.minimum(num_dropped, live.size - num_live)
-        drop_rank = _rank(jnp.where(live, -drop_scores, -jnp.inf))  # 0: smallest live score
-        grow_rank = _rank(jnp.where(live, -jnp.inf, jnp.abs(_ravel(grads))))
+        # Ranks count from 0, the live weight of the smallest score and the dead one of the largest.
+        drop_rank = _rank(jnp.where(live, -scores(drop_by, drop_key), -jnp.inf))
+        grow_rank = _rank(jnp.where(live, -jnp.inf, scores(grow_by, grow_key)))
         kept = live & (drop_rank >= num_dropped)
         grown = ~live & (grow_rank < num_dropped)
         return _unravel(kept | grown, mask)
@@ -165,7 +209,7 @@ def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured"
     if pattern == "unstructured":
 
         def keep(scores):
-            flat = _ravel(scores)
+            flat = _ravel_scores(scores)
             return _unravel(_rank(flat) < _num_live(flat.size, sparsity), scores)
 
         return _tree.automatic(keep, scores, like=scores)
@@ -174,22 +218,27 @@ def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured"
         if not leaves:
             return scores
         sizes = np.array([x.size for x in leaves], np.int32)
-        means = jnp.stack([jnp.mean(x).astype(jnp.float32) for x in leaves])
+        dtype = _score_dtype(scores)
+        means = jnp.stack([jnp.sum(x.astype(dtype)) / max(x.size, 1) for x in leaves])
         order = jnp.argsort(-means, stable=True)
         ordered = jnp.asarray(sizes)[order]
         before = jnp.cumsum(ordered, dtype=jnp.int32) - ordered
         kept = jnp.zeros(len(leaves), bool).at[order].set(before < _num_live(sizes.sum(), sparsity))
         return jax.tree.unflatten(treedef, list(kept))
-    n, m = pattern
+    n, m, axis = (*pattern, -2)[:3]
 
     def keep_n_of_m(x):
         if x.ndim < 2:
             return jnp.ones(x.shape, bool)
-        whole = x.size // m * m  # what is left over stays
-        groups = x.reshape(-1)[:whole].reshape(-1, m)
-        ranks = jnp.argsort(jnp.argsort(-groups, axis=1, stable=True), axis=1)
-        rest = jnp.ones(x.size - whole, bool)
-        return jnp.concatenate([(ranks < n).reshape(-1), rest]).reshape(x.shape)
+        _check.check_integer("pattern's axis", axis, low=-x.ndim, high=x.ndim - 1)
+        rows = jnp.moveaxis(x, axis, -1)
+        *others, length = rows.shape
+        whole = length // m * m  # what is left over stays
+        groups = rows[..., :whole].reshape(*others, length // m, m)
+        ranks = jnp.argsort(jnp.argsort(-groups, axis=-1, stable=True), axis=-1)
+        kept = (ranks < n).reshape(*others, whole)
+        rest = jnp.ones((*others, length - whole), bool)
+        return jnp.moveaxis(jnp.concatenate([kept, rest], -1), -1, axis)
 
     return jax.tree.map(lambda x: _tree.automatic(keep_n_of_m, x, like=x), scores)
 
@@ -199,26 +248,6 @@ def density(mask: Any, params: Any) -> jax.Array:
     live = jax.tree.map(lambda keep, p: jnp.sum(jnp.broadcast_to(keep, p.shape)), mask, params)
     size = sum(p.size for p in jax.tree.leaves(params))
     return jnp.asarray(sum(jax.tree.leaves(live)), jnp.float32) / max(size, 1)
-
-
-def static_mask(mask: Any) -> optax.GradientTransformation:
-    """A mask of whole leaves, fixed before tracing: a tree of Python bools, True keeps.
-
-    Behind ``normalize()`` this is the explicit form: it saves no backward pass, since ‖g‖ needs
-    every gradient. The implicit form has a second one in front of it, so that ‖g‖ is that of the
-    kept leaves alone::
-
-        drop = static_mask(mask)
-        perturb(optax.chain(drop, normalize(), drop), reads_grads=False)
-
-    XLA then sees that the gradients of the other leaves are not used and drops them from the first
-    backward pass. In both forms it also shares what the two forward passes have in common before
-    the first perturbed leaf.
-    """
-    if any(not isinstance(x, bool) for x in jax.tree.leaves(mask)):
-        raise TypeError(f"mask must be a tree of Python bools, got {mask!r}.")
-    dropped = jax.tree.map(lambda keep: not keep, mask)
-    return optax.masked(optax.set_to_zero(), dropped)
 
 
 def _sparse_mask(
@@ -243,10 +272,9 @@ def _sparse_mask(
 
     def update_fn(updates, state, params=None, *, step, **extra_args):
         is_due = step >= state.due
-        examples = [extra_args.get(name) for name in ("example_loss_fn", "batch", "axis_name")]
         mask = jax.lax.cond(
             is_due,
-            lambda: refresh(state.mask, state.key, updates, params, step, *examples),
+            lambda: refresh(state.mask, state.key, updates, params, step, **extra_args),
             lambda: state.mask,
         )
         due = jnp.where(is_due, step + jnp.asarray(refresh_every, jnp.int32), state.due)
@@ -259,11 +287,15 @@ def _sparse_mask(
 def _check_pattern(pattern: Any) -> None:
     if not isinstance(pattern, tuple):
         _check.check_choice("pattern", pattern, ("unstructured", "structured"))
-    elif len(pattern) != 2:
-        raise ValueError(f"pattern must be a name or two integers (N, M), got {pattern!r}.")
+    elif len(pattern) not in (2, 3):
+        raise ValueError(
+            f"pattern must be a name, or integers (N, M) or (N, M, axis), got {pattern!r}."
+        )
     else:
         _check.check_integer("pattern's N", pattern[0], low=1)
         _check.check_integer("pattern's M", pattern[1], low=pattern[0])
+        if not all(type(axis) is int for axis in pattern[2:]):
+            raise TypeError(f"pattern's axis must be an integer, got {pattern[2]!r}.")
 
 
 def _num_live(size: int, sparsity: float) -> int:
@@ -279,9 +311,19 @@ def _rank(scores: jax.Array) -> jax.Array:
     )
 
 
-def _ravel(tree: Any) -> jax.Array:
-    leaves = [jnp.ravel(x) for x in jax.tree.leaves(tree)]
-    return jnp.concatenate(leaves) if leaves else jnp.zeros([0], jnp.float32)
+def _ravel_scores(tree: Any) -> jax.Array:
+    return _ravel(tree, _score_dtype(tree))
+
+
+def _score_dtype(tree: Any) -> Any:
+    """The one dtype in which the scores of leaves of several are compared."""
+    is_double = any(x.dtype == jnp.float64 for x in jax.tree.leaves(tree))
+    return jnp.float64 if is_double else jnp.float32
+
+
+def _ravel(tree: Any, dtype: Any) -> jax.Array:
+    leaves = [jnp.ravel(x).astype(dtype) for x in jax.tree.leaves(tree)]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros([0], dtype)
 
 
 def _unravel(flat: jax.Array, like: Any) -> Any:

@@ -98,7 +98,7 @@ def test_linen_dropout_masks_are_the_same_in_both_passes():
 
 def test_linen_state_forwards_extra_args_and_replaces_fields():
     tx = make_tx(arsam_jax.arsam(0.1, 0.5, warmup_steps=2))
-    state, _ = linen_step(linen_state(tx), extra_args={"unknown_extra": 3})
+    state, _ = linen_step(linen_state(tx), fisher_batch=None, extra_args={"unknown_extra": 3})
     assert state.step == 1
     assert state.tx is tx
     assert arsam_jax.get_metrics(state.opt_state).num_sampled == 1
