@@ -20,6 +20,7 @@ from arsam_jax.alias import (
     esam,
     final_phase_sam,
     friendly_sam,
+    gam,
     gradient_norm_penalty,
     gsam,
     k_sam,
@@ -30,8 +31,10 @@ from arsam_jax.alias import (
     rw_sam,
     sam,
     sam_every_k,
+    sampa,
     sparse_sam,
     usam,
+    wsam,
 )
 from arsam_jax.core import (
     Metrics,
@@ -40,6 +43,7 @@ from arsam_jax.core import (
     get_state,
     sharpness_aware,
 )
+from arsam_jax.decoupling import decouple
 
 __version__ = "0.1.0"
 
@@ -53,9 +57,11 @@ __all__ = [
     "ausam",
     "budgeted_sam",
     "correction",
+    "decouple",
     "esam",
     "final_phase_sam",
     "friendly_sam",
+    "gam",
     "get_metrics",
     "get_state",
     "gradient_norm_penalty",
@@ -71,6 +77,7 @@ __all__ = [
     "rw_sam",
     "sam",
     "sam_every_k",
+    "sampa",
     "sampling",
     "selection",
     "sharpness_aware",
@@ -78,4 +85,5 @@ __all__ = [
     "sparse_sam",
     "trajectory",
     "usam",
+    "wsam",
 ]

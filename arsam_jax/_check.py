@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -97,3 +98,23 @@ def check_static(name: str, value: Any) -> None:
             f"{name} must be a Python number, since it decides shapes, got {value!r}. With"
             f" optax.inject_hyperparams, name {name!r} in its static_args."
         )
+
+
+def checked_grad_fn(name: str, grad_fn: Any, grads: Any) -> Callable[[Any], Any]:
+    """``grad_fn``, which raises unless what it returns is shaped like ``grads``."""
+    if not callable(grad_fn):
+        raise TypeError(f"{name} must be a function of params, got {grad_fn!r}.")
+
+    def checked(params):
+        found = grad_fn(params)
+        same_structure = jax.tree.structure(grads) == jax.tree.structure(found)
+        shapes = [list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (grads, found)]
+        if not same_structure or shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{name}(params) must return gradients only, shaped like grads (not a loss, nor"
+                f" auxiliary data). Expected {jax.tree.structure(grads)} of shapes {shapes[0]},"
+                f" got {jax.tree.structure(found)} of shapes {shapes[1]}."
+            )
+        return found
+
+    return checked

@@ -26,6 +26,7 @@ __all__ = [
     "esam",
     "final_phase_sam",
     "friendly_sam",
+    "gam",
     "gradient_norm_penalty",
     "gsam",
     "k_sam",
@@ -36,8 +37,10 @@ __all__ = [
     "rw_sam",
     "sam",
     "sam_every_k",
+    "sampa",
     "sparse_sam",
     "usam",
+    "wsam",
 ]
 
 Radius = optax.ScalarOrSchedule
@@ -293,6 +296,30 @@ def gradient_norm_penalty(radius: Radius, strength: float) -> Link:
     return sharpness_aware(radius, correction=correction.interpolate(strength))
 
 
+def wsam(rho: Radius, gamma: float = 0.9) -> Link:
+    r"""WSAM: weighs the sharpness, :math:`g + \alpha\,(g_A - g)` with :math:`\alpha = \gamma /
+    (1 - \gamma)`.
+
+    γ > 1/2 weighs it more than SAM does, the default nine times. This link is the coupled form. The
+    authors' default takes α (g_A − g) past the base optimizer, whose momentum μ multiplies it by
+    1 / (1 − μ) otherwise::
+
+        tx = decouple(wsam(rho), optax.sgd(schedule, momentum=0.9), schedule)
+
+    Costs 2, keeps nothing. γ = 0 is the base optimizer, γ = 1/2 here SAM.
+
+    Args:
+      rho: the radius; 0.05 in the authors' code.
+      gamma: γ in [0, 1); 0.9 in the authors' code, for the decoupled form.
+
+    References:
+      Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
+      Term (arXiv 2305.15817).
+    """
+    _check.check_number("gamma", gamma, low=0, below=1)
+    return sharpness_aware(rho, correction=correction.interpolate(gamma / (1 - gamma)))
+
+
 def asam(rho: Radius, *, eta: float = 0.01) -> Link:
     r"""ASAM: SAM with :math:`\varepsilon = \rho\, T^2 g / \|T g\|`, :math:`T = |w| + \eta`.
 
@@ -339,6 +366,37 @@ def multi_step_sam(rho: Radius, num_steps: int) -> Link:
     return sharpness_aware(rho, probe=probes.multi_step(num_steps))
 
 
+def gam(
+    rho: Radius,
+    *,
+    grad_rho: Radius = 0.02,
+    alpha: float = 0.6,
+    beta: float = 0.5,
+    gamma: float = 0.03,
+) -> Link:
+    r"""GAM: first-order flatness, descends :math:`\max_{\|\varepsilon\| \le \rho} \|\nabla L(w +
+    \varepsilon)\|` along with L.
+
+    The accelerated form, in which gradients a short way ρ' ahead stand for Hessian-vector products
+    (``probe.gradient_norm_aware``). The defaults are the authors' for CIFAR-100. Costs 4, keeps
+    nothing. α = 1 and γ = 0 is SAM with the radius ρ'.
+
+    Args:
+      rho: the radius of the ball; 0.2 in the authors' code, ``grad_norm_rho`` there.
+      grad_rho: ρ' >= 0, or a schedule; 0.02 to 0.04 in the authors' code, a fifth to a tenth of ρ.
+      alpha: α in [0, 1], of the gradients ahead the share at w; 0.1 for CIFAR-10, 0.5 to 0.6 for
+        CIFAR-100 in the authors' code.
+      beta: β in [0, 1], the same of those behind; 0.1, and 0.3 to 0.5.
+      gamma: γ >= 0, of what is orthogonal; 0.03 to 0.05.
+
+    References:
+      Zhang et al., Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves
+      Generalization (arXiv 2303.03108).
+    """
+    chosen = probes.gradient_norm_aware(grad_rho, alpha=alpha, beta=beta, gamma=gamma)
+    return sharpness_aware(rho, probe=chosen)
+
+
 def momentum_sam(rho: Radius, *, decay: float = 0.9) -> Link:
     r"""Momentum-SAM: :math:`g_A = \nabla L(w - \rho\, v / \|v\|)`, v the momentum of the g_A.
 
@@ -353,6 +411,29 @@ def momentum_sam(rho: Radius, *, decay: float = 0.9) -> Link:
       Becker et al., Momentum-SAM (arXiv 2401.12033).
     """
     return sharpness_aware(rho, probe=probes.momentum(decay))
+
+
+def sampa(
+    rho: Radius, learning_rate: optax.ScalarOrSchedule, *, interpolation: float = 0.2
+) -> Link:
+    r"""SAMPa: SAM whose two gradients do not wait for each other.
+
+    :math:`g_A = (1 - \lambda) \nabla L_{t-1}(w + \rho\, d / \|d\|) + \lambda d'` with d the
+    gradient kept from the step before, of the mini-batch of that step, and :math:`d' = \nabla
+    L_t(w - \eta\, d)` kept for the next (``probe.auxiliary_sequence``). Needs
+    ``previous_grad_fn``, the ``grad_fn`` of the mini-batch of the step before. Costs 2 inside jit,
+    where XLA drops the backward pass at w that the caller computes and nothing reads; what SAM
+    takes one after another may run side by side. It keeps 1.
+
+    Args:
+      rho: the radius; 0.1 in the authors' code.
+      learning_rate: η >= 0 of the base optimizer, or its schedule.
+      interpolation: λ in [0, 1]; 0.2 in the paper.
+
+    References:
+      Xie et al., SAMPa: Sharpness-aware Minimization Parallelized (arXiv 2410.10683).
+    """
+    return sharpness_aware(rho, probe=probes.auxiliary_sequence(learning_rate, interpolation))
 
 
 def friendly_sam(rho: Radius, *, sigma: float = 1.0, decay: float = 0.9) -> Link:

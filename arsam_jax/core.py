@@ -85,8 +85,9 @@ def sharpness_aware(
     instead. Methods that look at single examples take ``example_loss_fn(params, batch) -> losses``
     of shape (batch,) and ``batch`` (a Fisher mask ``fisher_batch``, too), and inside ``pmap`` or
     ``shard_map`` ``axis_name``, over which they average the gradients they take themselves. Those
-    that remember examples take ``example_index``, int (batch,), their positions in the data set.
-    Extra arguments that no part needs are ignored, so a step can pass them all.
+    that remember examples take ``example_index``, int (batch,), their positions in the data set;
+    SAMPa takes ``previous_grad_fn``, that of the mini-batch before. Extra arguments that no part
+    needs are ignored, so a step can pass them all.
 
     A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
     second gradient is taken where ρ(t) is not positive or the gradient is not finite (a probe that
@@ -359,20 +360,7 @@ def _resolve_grad_fn(grads, params, grad_fn, value_fn):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function of params, got {function!r}.")
     evaluate = _tree.gradient(_loss_alone(value_fn)) if grad_fn is None else grad_fn
-
-    def checked(params):
-        perturbed_grads = evaluate(params)
-        same_structure = jax.tree.structure(grads) == jax.tree.structure(perturbed_grads)
-        shapes = [list(map(jnp.shape, jax.tree.leaves(t))) for t in (grads, perturbed_grads)]
-        if not same_structure or shapes[0] != shapes[1]:
-            raise ValueError(
-                "grad_fn(params) must return gradients only, shaped like grads (not a loss, nor"
-                f" auxiliary data). Expected {jax.tree.structure(grads)} of shapes {shapes[0]},"
-                f" got {jax.tree.structure(perturbed_grads)} of shapes {shapes[1]}."
-            )
-        return perturbed_grads
-
-    return checked
+    return _check.checked_grad_fn("grad_fn", evaluate, grads)
 
 
 def _loss_alone(value_fn):

@@ -14,8 +14,8 @@ from flax import nnx
 from flax.training import train_state
 
 _EXTRA_ARGS = {
-    *("grad_fn", "value_fn", "example_loss_fn", "batch", "fisher_batch", "example_index"),
-    "axis_name",
+    *("grad_fn", "previous_grad_fn", "value_fn", "example_loss_fn", "batch", "fisher_batch"),
+    *("example_index", "axis_name"),
     *("value", "grad"),
 }
 
@@ -44,10 +44,9 @@ class TrainState(train_state.TrainState):
           grads: gradients shaped like ``params``.
           extra_args: further extra arguments of ``tx.update``, by name.
           **kwargs: names of fields of the state (``batch_stats=...``) replace those fields; the
-            others are extra arguments of ``tx.update``: ``grad_fn``, ``value_fn``,
-            ``example_loss_fn``, ``batch``, ``fisher_batch``, ``example_index``, ``axis_name``, and
-            optax's ``value``
-            and ``grad``. An optimizer that takes none ignores them.
+            others are extra arguments of ``tx.update``: ``grad_fn``, ``previous_grad_fn``,
+            ``value_fn``, ``example_loss_fn``, ``batch``, ``fisher_batch``, ``example_index``,
+            ``axis_name``, and optax's ``value`` and ``grad``. An optimizer that takes none ignores them.
 
         Raises:
           TypeError: for a name that is neither.

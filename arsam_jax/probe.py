@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,6 +16,11 @@ _EXAMPLE_CALL = """
         return optax.softmax_cross_entropy_with_integer_labels(...)
     tx.update(grads, opt_state, params, grad_fn=grad_fn,
               example_loss_fn=example_loss_fn, batch=batch)  # and axis_name in pmap, shard_map"""
+
+_PREVIOUS_EXAMPLE_CALL = """
+    def previous_grad_fn(params):  # the mini-batch of the step before; on the first step any
+        return jax.grad(loss_fn)(params, previous_batch)
+    tx.update(grads, opt_state, params, grad_fn=grad_fn, previous_grad_fn=previous_grad_fn)"""
 
 
 class Probe(NamedTuple):
@@ -90,6 +96,72 @@ def multi_step(
         else:
             (_, perturbed_grads, state), _ = jax.lax.scan(climb, carry, length=num_steps)
         return perturbed_grads, state
+
+    return Probe(_init_of(ascent), update_fn)
+
+
+def gradient_norm_aware(
+    grad_rho: optax.ScalarOrSchedule = 0.02,
+    *,
+    alpha: Any = 0.6,
+    beta: Any = 0.5,
+    gamma: Any = 0.03,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+) -> Probe:
+    r"""GAM: down the largest gradient norm in a ball, first-order flatness, by finite differences.
+
+    With ρ' = ``grad_rho``, g_0 the gradient at w and ascent(g) = g/‖g‖,
+
+    .. math::
+        g_1 &= \nabla L(w + \rho' g_0 / \|g_0\|) &
+        w_2 &= w + \rho\, (g_1 - g_0) / \|g_1 - g_0\| \\
+        g_2 &= \nabla L(w_2) &
+        g_3 &= \nabla L(w_2 + \rho' g_2 / \|g_2\|) \\
+        h_+ &= \alpha g_1 + (1 - \alpha) g_3 &
+        h_- &= g_0 + (1 - \beta)\, g_2,
+
+    and the perturbed gradient is :math:`h_+ - \gamma h_\perp`, h_⊥ the part of h_- orthogonal to
+    h_+. g_1 − g_0 is ρ' times the gradient of ‖∇L‖, so w_2 is where ‖∇L‖ is largest within ρ, and
+    g_3 − g_2 descends it there. In the paper the weight of g_0 in h_- is β; in the authors' code
+    it is 1, as here.
+
+    Args:
+      grad_rho: ρ' >= 0, the length of the finite differences, or a schedule.
+      alpha: α in [0, 1]; 1 (with γ = 0) is ``perturb`` at the radius ρ'.
+      beta: β in [0, 1].
+      gamma: γ >= 0.
+      ascent: maps a gradient to a direction.
+
+    Returns:
+      A probe that costs three evaluations of ``grad_fn``.
+
+    References:
+      Zhang et al., Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves
+      Generalization (arXiv 2303.03108), algorithm 2, and its official code.
+    """
+    _check.check_scalar_or_schedule("grad_rho", grad_rho, low=0)
+    _check.check_number("alpha", alpha, low=0, high=1)
+    _check.check_number("beta", beta, low=0, high=1)
+    _check.check_number("gamma", gamma, low=0)
+    ascent = _checked(ascent)
+
+    def update_fn(grads, state, params, /, *, rho, step, grad_fn, **extra_args):
+        def climb(point, grads, state, radius):
+            direction, state = ascent.update(
+                grads, state, point, rho=radius, step=step, grad_fn=grad_fn, **extra_args
+            )
+            point = _tree.add(point, _tree.scale(radius, direction))
+            return point, _tree.cast_like(grad_fn(point), grads), state
+
+        difference = grad_rho(step) if callable(grad_rho) else grad_rho
+        w = _tree.widen(params)
+        _, g_1, state = climb(w, grads, state, difference)
+        w_2, g_2, state = climb(w, _tree.subtract(g_1, grads), state, rho)
+        _, g_3, state = climb(w_2, g_2, state, difference)
+        ahead = _tree.add(_tree.scale(alpha, g_1), _tree.scale(1 - alpha, g_3))
+        behind = _tree.add(grads, _tree.scale(1 - beta, g_2))
+        orthogonal = _tree.reject(behind, ahead)
+        return _tree.add(ahead, _tree.scale(-gamma, orthogonal)), state
 
     return Probe(_init_of(ascent), update_fn)
 
@@ -352,6 +424,68 @@ def momentum(decay: float = 0.9) -> Probe:
         perturbed_grads = grad_fn(point)
         velocity = _tree.add(_tree.scale(decay, state.momentum), perturbed_grads)
         return perturbed_grads, MomentumState(velocity)
+
+    return Probe(init_fn, update_fn, reads_grads=False)
+
+
+class AuxiliarySequenceState(NamedTuple):
+    """State of ``auxiliary_sequence``: the last gradient there, shaped like the parameters."""
+
+    grads: Any
+
+
+def auxiliary_sequence(
+    learning_rate: optax.ScalarOrSchedule, interpolation: chex.Numeric = 0.2
+) -> Probe:
+    r"""SAMPa: two gradients that do not wait for each other, the perturbation from a kept one.
+
+    With d the gradient kept from the step before, of the mini-batch of that step,
+
+    .. math::
+        g_A = (1 - \lambda) \nabla L_{t-1}(w + \rho\, d / \|d\|) + \lambda d', \qquad
+        d' = \nabla L_t(w - \eta\, d),
+
+    and d' is kept. Each mini-batch is seen twice: where it is new its gradient is taken at the
+    auxiliary point, and one step later it is perturbed along that gradient. That needs
+    ``previous_grad_fn``, the ``grad_fn`` of the mini-batch of the step before: perturbed along the
+    gradient of another mini-batch, little of SAM's effect is left. At the first step d is 0 and
+    both gradients are at w; where ρ(t) is not positive, too.
+
+    Args:
+      learning_rate: η >= 0, that of the base optimizer, or its schedule.
+      interpolation: λ in [0, 1]; 0.2 in the paper. 0 is its plain SAMPa, 1 with η = 0 no SAM.
+
+    Returns:
+      A probe that costs two gradients, neither after the other, leaves ``grads`` unread, whose
+      computation XLA then drops, and keeps one buffer shaped like the parameters.
+
+    References:
+      Xie et al., SAMPa: Sharpness-aware Minimization Parallelized (arXiv 2410.10683).
+    """
+    _check.check_scalar_or_schedule("learning_rate", learning_rate, low=0)
+    _check.check_number("interpolation", interpolation, low=0, high=1)
+
+    def init_fn(params):
+        return AuxiliarySequenceState(jax.tree.map(jnp.zeros_like, _tree.widen(params)))
+
+    def update_fn(
+        grads, state, params, /, *, rho, step, grad_fn, previous_grad_fn=None, **extra_args
+    ):
+        del extra_args
+        if previous_grad_fn is None:
+            raise ValueError(f"This method needs previous_grad_fn.\n{_PREVIOUS_EXAMPLE_CALL}")
+        previous_grad_fn = _check.checked_grad_fn("previous_grad_fn", previous_grad_fn, grads)
+        rate = learning_rate(step) if callable(learning_rate) else learning_rate
+        rate = jnp.where(jnp.greater(rho, 0), rate, 0)
+        climb = rho * _tree.safe_divide(1.0, _tree.norm(state.grads))
+        w = _tree.widen(params)
+        ahead = grad_fn(_tree.add(w, _tree.scale(-rate, state.grads)))
+        perturbed = previous_grad_fn(_tree.add(w, _tree.scale(climb, state.grads)))
+        ahead, perturbed = (_tree.cast_like(x, state.grads) for x in (ahead, perturbed))
+        mixed = _tree.add(
+            _tree.scale(1 - interpolation, perturbed), _tree.scale(interpolation, ahead)
+        )
+        return mixed, AuxiliarySequenceState(ahead)
 
     return Probe(init_fn, update_fn, reads_grads=False)
 

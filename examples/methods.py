@@ -17,7 +17,8 @@ SHARE_OF_EXAMPLES = 0.5  # of K-SAM and AUSAM
 
 # The first link of each method's chain, from the settings, the number of steps and the seed.
 # --rho, --alpha, --segment-length, --reuse-steps and --share are settings; all else is as in the
-# papers, but that the Fisher masks of sparse SAM look at the mini-batch.
+# papers, but for GAM's second radius, the one of what is SAM in it, and the Fisher masks of sparse
+# SAM, which look at the mini-batch.
 METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] = {
     "sgd": lambda config, steps, seed: optax.identity(),
     "sam": lambda config, steps, seed: arsam_jax.sam(config.rho),
@@ -55,6 +56,9 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
     "multi_step_sam": lambda config, steps, seed: arsam_jax.multi_step_sam(config.rho, num_steps=2),
     "momentum_sam": lambda config, steps, seed: arsam_jax.momentum_sam(config.rho),
     "friendly_sam": lambda config, steps, seed: arsam_jax.friendly_sam(config.rho),
+    "gam": lambda config, steps, seed: arsam_jax.gam(config.rho, grad_rho=config.rho),
+    "wsam": lambda config, steps, seed: arsam_jax.wsam(config.rho),  # decoupled: make_method
+    "sampa": lambda config, steps, seed: arsam_jax.sampa(config.rho, _schedule(config, steps)),
     "rw_sam": lambda config, steps, seed: arsam_jax.rw_sam(config.rho, seed=seed),
     "k_sam": lambda config, steps, seed: arsam_jax.k_sam(config.rho, SHARE_OF_EXAMPLES),
     "ausam": lambda config, steps, seed: _ausam(config, steps, seed),
@@ -64,7 +68,7 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
 
 # Where a sampled step costs something else than one gradient more, so 2 / (1 + %SAM) says nothing.
 OTHER_PRICES = {
-    *("esam", "multi_step_sam", "momentum_sam", "rw_sam", "k_sam", "ausam", "saf", "mesa")
+    *("esam", "multi_step_sam", "momentum_sam", "gam", "rw_sam", "k_sam", "ausam", "saf", "mesa")
 }
 
 # Which look at the examples of a batch themselves, so that it cannot come in parts.
@@ -114,15 +118,18 @@ def perturbation_size(name: str, config: Config) -> int | None:
 def make_method(
     name: str, config: Config, total_steps: int, seed: int
 ) -> optax.GradientTransformation:
-    """The whole optimizer: methods differ in the first link alone."""
+    """The whole optimizer: methods differ in the first link alone; WSAM's goes past the rest."""
+    schedule = _schedule(config, total_steps)
+    link = METHODS[name](config, total_steps, seed)
+    decay = optax.add_decayed_weights(config.weight_decay)
+    sgd = optax.sgd(schedule, momentum=config.momentum)
+    if name == "wsam":
+        return arsam_jax.decouple(link, optax.chain(decay, sgd), schedule)
+    return optax.chain(link, decay, sgd)
+
+
+def _schedule(config: Config, total_steps: int) -> optax.Schedule:
     warmup_steps = min(
         round(config.warmup_epochs * total_steps / config.epochs), max(0, total_steps - 1)
     )
-    schedule = optax.warmup_cosine_decay_schedule(
-        0, config.learning_rate, warmup_steps, total_steps
-    )
-    return optax.chain(
-        METHODS[name](config, total_steps, seed),
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum),
-    )
+    return optax.warmup_cosine_decay_schedule(0, config.learning_rate, warmup_steps, total_steps)

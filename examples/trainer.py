@@ -39,6 +39,13 @@ class MovingAverage(NamedTuple):
     params: Any
 
 
+class PreviousBatch(NamedTuple):
+    """The images and labels of the step before, as the model saw them, for SAMPa."""
+
+    images: Any
+    labels: Any
+
+
 class Ema(NamedTuple):
     """What is evaluated with --ema-decay."""
 
@@ -49,12 +56,13 @@ class Ema(NamedTuple):
 class TrainState(arsam_jax.flax.TrainState):
     """Also holds the BatchNorm statistics, the key of dropout and augmentation, and averages.
 
-    The trajectory is what SAF (a memory of logits) and MESA (averaged weights) compare with.
+    The trajectory is what SAF (a memory of logits) and MESA (averaged weights) compare with, and
+    the batch that SAMPa looks at once more.
     """
 
     batch_stats: Any
     key: jax.Array
-    trajectory: LogitMemory | MovingAverage | None
+    trajectory: LogitMemory | MovingAverage | PreviousBatch | None
     ema: Ema | None
 
 
@@ -145,11 +153,17 @@ class Trainer:
             step=jnp.zeros([], jnp.int32), tx=self._optimizers.setdefault(method, optimizer)
         )
 
-    def _new_trajectory(self, method: str, params: Any) -> LogitMemory | MovingAverage | None:
+    def _new_trajectory(
+        self, method: str, params: Any
+    ) -> LogitMemory | MovingAverage | PreviousBatch | None:
         if method == "saf":
             return LogitMemory.create(len(self.data.train_images), self.data.num_classes)
         if method == "mesa":
             return MovingAverage(jax.tree.map(jnp.copy, params))
+        if method == "sampa":
+            size = self.config.batch_size
+            images = jnp.zeros((size, *self._one_image.shape[1:]), jnp.float32)
+            return PreviousBatch(images, jnp.zeros(size, jnp.int32))
         return None
 
     def compile_step(self, method: str, num_seeds: int = 1) -> Callable:
@@ -191,7 +205,7 @@ class Trainer:
         ``index`` says which examples of the training set these are.
         """
         config = self.config
-        dropout_key, augment_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        dropout_key, augment_key = self._keys(state, state.step)
         images = images.astype(jnp.float32)
         if config.augment:
             images = augment.augment(config.augment, augment_key, images, self.data.mean)
@@ -232,20 +246,23 @@ class Trainer:
             term = trajectory_term(logits, batch_stats, batch, index, key)
             return losses.mean() + term, (logits, new_stats)
 
-        def value_and_grad(params):
+        def value_and_grad(params, batch=(images, labels), key=dropout_key):
             value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-            batch = (images, labels)
             if config.accumulate == 1:
-                return value_and_grad(params, state.batch_stats, batch, index, dropout_key)
+                return value_and_grad(params, state.batch_stats, batch, index, key)
             return _accumulated(
-                value_and_grad,
-                config.accumulate,
-                params,
-                state.batch_stats,
-                batch,
-                index,
-                dropout_key,
+                value_and_grad, config.accumulate, params, state.batch_stats, batch, index, key
             )
+
+        def previous_grad_fn(params):
+            assert isinstance(state.trajectory, PreviousBatch)
+            is_first = state.step == 0
+            previous = jax.tree.map(
+                lambda now, before: jnp.where(is_first, now, before),
+                (images, labels, dropout_key),
+                (*state.trajectory, self._keys(state, state.step - 1)[0]),
+            )
+            return value_and_grad(params, previous[:2], previous[2])[1]
 
         (loss, (logits, batch_stats)), grads = value_and_grad(state.params)
         new_state = state.apply_gradients(
@@ -253,6 +270,7 @@ class Trainer:
             batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
             # What a sharpness-aware method may ask for; plain SGD ignores it.
             grad_fn=lambda params: value_and_grad(params)[1],
+            previous_grad_fn=previous_grad_fn,
             example_loss_fn=lambda params, batch: forward(
                 params, state.batch_stats, batch, dropout_key
             )[0],
@@ -265,6 +283,8 @@ class Trainer:
             case MovingAverage(params):
                 average = optax.incremental_update(new_state.params, params, 1 - _MESA_DECAY)
                 new_state = new_state.replace(trajectory=MovingAverage(average))
+            case PreviousBatch():
+                new_state = new_state.replace(trajectory=PreviousBatch(images, labels))
         if state.ema is not None:
             # Short while there are few steps to average, as in TensorFlow.
             decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
@@ -300,6 +320,11 @@ class Trainer:
                 count(variables, *devices.join(self.mesh, (some_images, some_labels)))
             )
         return correct / len(labels)
+
+    @staticmethod
+    def _keys(state, step):
+        """The keys of dropout and augmentation of a step."""
+        return jax.random.split(jax.random.fold_in(state.key, step))
 
     def _num_correct(self, variables, images, labels):
         logits: Any = self.model.apply(

@@ -81,6 +81,14 @@ METHODS = {
         evaluations=2,
     ),
     "momentum_sam": Method(arsam_jax.momentum_sam, {"rho": 0.1}, reads_grads=False),
+    "gam": Method(arsam_jax.gam, {"rho": 0.1, "grad_rho": 0.03, "gamma": 0.2}, evaluations=3),
+    "wsam": Method(arsam_jax.wsam, {"rho": 0.1, "gamma": 0.6}),
+    "sampa": Method(
+        arsam_jax.sampa,
+        {"rho": 0.1, "learning_rate": 0.05},
+        evaluations=2,
+        reads_grads=False,
+    ),
     "friendly_sam": Method(arsam_jax.friendly_sam, {"rho": 0.1}),
     "final_phase_sam": Method(
         arsam_jax.final_phase_sam, {"rho": 0.1, "total_steps": 12, "share": 0.5}

@@ -69,6 +69,7 @@ def make_step(tx, on_gradient=None, axis_name=None):
             opt_state,
             params,
             grad_fn=grad_fn,
+            previous_grad_fn=grad_fn,
             example_loss_fn=example_loss_fn,
             batch=batch,
             example_index=example_index(batch, axis_name),

@@ -316,8 +316,42 @@ def test_saf_and_mesa_keep_a_trajectory_and_add_its_term(method, trainer):
         np.testing.assert_array_equal(np.nonzero(kept)[0], index)
 
 
+def test_sampa_sees_each_batch_a_second_time_as_it_was(trainer):
+    """The perturbed gradient of a step is that of the batch before, with its dropout key."""
+    step = jax.jit(trainer._train_step)
+    state = trainer.new_state("sampa", 0)
+    batches = []
+    for i in range(2):
+        index = np.arange(i * 100, (i + 1) * 100, dtype=np.int32)
+        batches.append((trainer.data.train_images[index], trainer.data.train_labels[index], index))
+    first, _ = step(state, *batches[0])
+    np.testing.assert_array_equal(first.trajectory.labels, batches[0][1])
+    second, _ = step(first, *batches[1])
+    other = first.trajectory._replace(labels=(first.trajectory.labels + 1) % 10)
+    changed, _ = step(first.replace(trajectory=other), *batches[1])
+    same_kept = jax.tree.map(np.array_equal, *(_kept(s) for s in (second, changed)))
+    assert all(jax.tree.leaves(same_kept))  # the gradient at the auxiliary point: the new batch's
+    moved = jax.tree.map(lambda a, b: np.any(a != b), second.params, changed.params)
+    assert any(jax.tree.leaves(moved))
+    from_start, _ = step(state.replace(trajectory=other), *batches[0])  # there is no batch before
+    jax.tree.map(np.testing.assert_array_equal, from_start.params, first.params)
+
+
+def _kept(state):
+    return arsam_jax.get_state(state.opt_state).probe.grads
+
+
+def test_wsam_is_decoupled_as_its_authors_run_it(trainer):
+    optimizer = methods.make_method("wsam", trainer.config, 10, 0)
+    state = optimizer.init({"w": jnp.ones(2)})
+    assert isinstance(state, arsam_jax.decoupling.DecoupleState)
+
+
 def test_the_whole_family_can_be_compared():
-    not_methods = {"get_metrics", "get_state", "sharpness_aware", "Metrics", "SharpnessAwareState"}
+    not_methods = {
+        *("get_metrics", "get_state", "sharpness_aware", "decouple"),
+        *("Metrics", "SharpnessAwareState"),
+    }
     names = {name for name in arsam_jax.__all__ if callable(getattr(arsam_jax, name))}
     assert names - not_methods <= set(methods.METHODS)
 

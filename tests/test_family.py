@@ -228,6 +228,79 @@ def test_momentum_sam():
     assert_follows(arsam_jax.momentum_sam(RHO, decay=0.8), reference)
 
 
+def test_gam():
+    def reference(step, w, batch, sampled):
+        g_0 = gradient(w, batch)
+        g_1 = gradient(w + 0.1 * unit(g_0), batch)
+        w_2 = w + RHO * unit(g_1 - g_0)
+        g_2 = gradient(w_2, batch)
+        g_3 = gradient(w_2 + 0.1 * unit(g_2), batch)
+        ahead = 0.6 * g_1 + 0.4 * g_3
+        behind = g_0 + 0.7 * g_2
+        cosine = ahead @ behind / np.linalg.norm(ahead) / np.linalg.norm(behind)
+        vertical = behind - cosine * np.linalg.norm(behind) * unit(ahead)
+        return ahead - 0.5 * vertical
+
+    tx = arsam_jax.gam(RHO, grad_rho=0.1, alpha=0.6, beta=0.3, gamma=0.5)
+    assert_follows(tx, reference)
+    schedule = arsam_jax.gam(RHO, grad_rho=lambda step: 0.1, alpha=0.6, beta=0.3, gamma=0.5)
+    assert_follows(schedule, reference, steps=3)
+
+
+def test_gam_of_a_quadratic_looks_for_the_largest_gradient_norm():
+    """‖∇L‖ = ‖H w‖ grows along H g, which w_2 is moved along, not along g as in SAM."""
+    h, w, seen = jnp.asarray([1.0, 4.0]), jnp.asarray([2.0, 1.0]), []
+    tx = arsam_jax.gam(0.5, grad_rho=0.01)
+    tx.update(h * w, tx.init(w), w, grad_fn=lambda w: (seen.append(w), h * w)[1])
+    np.testing.assert_allclose(seen[1] - w, 0.5 * unit(np.asarray([2.0, 16.0])), rtol=1e-9)
+
+
+def test_sampa():
+    """The authors' algorithm: x̃ and y from the gradient at the last y, each batch seen twice."""
+
+    def rate(step):
+        return 0.02 / (1.0 + jnp.asarray(step, jnp.float64))
+
+    tx = arsam_jax.sampa(RHO, rate, interpolation=0.3)
+    assert (arsam_jax.sampa.__kwdefaults__ or {})["interpolation"] == 0.2
+
+    @jax.jit
+    def update(params, state, batch, previous):
+        def on(batch):
+            return jax.grad(lambda p: jax_example_loss_fn(p, batch).mean())
+
+        functions = {"grad_fn": on(batch), "previous_grad_fn": on(previous)}
+        return tx.update(on(batch)(params), state, params, **functions)
+
+    x = np.random.default_rng(0).normal(size=SIZE)
+    state = tx.init(jax.tree.map(jnp.asarray, split(x)))
+    at_y, previous = np.zeros(SIZE), draw_batch(0)
+    for step in range(STEPS):
+        batch = draw_batch(step)
+        x_tilde = x + RHO * at_y / max(np.linalg.norm(at_y), 1e-300)
+        at_y = gradient(x - float(rate(step)) * at_y, batch)
+        expected = 0.7 * gradient(x_tilde, previous) + 0.3 * at_y
+        updates, state = update(split(x), state, batch, previous)
+        np.testing.assert_allclose(join(updates), expected, rtol=1e-9, atol=1e-12)
+        x, previous = x - 0.02 * join(updates), batch
+
+
+def test_sampas_gradients_do_not_wait_for_each_other():
+    """Where each is evaluated is known before either is: both points come from the state."""
+    params = jnp.ones(3)
+    tx = arsam_jax.sampa(0.1, 0.1)
+    state = tx.init(params)
+    _, state = tx.update(params, state, params, grad_fn=jnp.sin, previous_grad_fn=jnp.sin)
+
+    def points(params, state, scale):
+        seen = []
+        grad_fn = lambda w: (seen.append(w), scale * w)[1]  # noqa: E731
+        tx.update(params, state, params, grad_fn=grad_fn, previous_grad_fn=grad_fn)
+        return seen
+
+    chex.assert_trees_all_equal(points(params, state, 1.0), points(params, state, -7.0))
+
+
 def test_friendly_sam():
     m = None
 
@@ -665,6 +738,7 @@ def matrix_products(tx, width=64):
             state,
             params,
             grad_fn=grad_fn,
+            previous_grad_fn=grad_fn,
             example_loss_fn=example_loss_fn,
             batch=batch,
             example_index=np.arange(128),
@@ -678,6 +752,7 @@ def test_methods_that_leave_the_gradient_unread_do_not_pay_for_it():
     """A gradient of two layers is two matrix products forward and three backward."""
     assert matrix_products(optax.with_extra_args_support(optax.sgd(0.1))) == 5
     assert matrix_products(arsam_jax.momentum_sam(0.1)) == 5
+    assert matrix_products(arsam_jax.sampa(0.1, 0.1)) == 10
     assert matrix_products(arsam_jax.m_sam(0.1, 1)) == 10
     assert matrix_products(arsam_jax.rw_sam(0.1)) == 13  # two gradients and a forward derivative
     assert matrix_products(arsam_jax.rw_sam(0.1, delta=0.01)) == 12  # and a forward pass
@@ -735,6 +810,8 @@ def test_esam_computes_on_the_selected_examples_only():
         arsam_jax.esam(0.1, beta=1, gamma=1),
         arsam_jax.gradient_norm_penalty(0.1, 1.0),
         arsam_jax.gsam(0.1, 0.0),
+        arsam_jax.gam(0.3, grad_rho=0.1, alpha=1, gamma=0),
+        arsam_jax.wsam(0.1, 0.5),
         arsam_jax.multi_step_sam(0.1, 1),
         arsam_jax.friendly_sam(0.1, sigma=0),
         arsam_jax.final_phase_sam(0.1, 20, 1.0),
@@ -747,7 +824,7 @@ def test_esam_computes_on_the_selected_examples_only():
         arsam_jax.sparse_sam(0.1, 0.0, mask=lambda s: sparse.dynamic_mask(s, 20)),
     ],
     ids=[
-        *("every_1", "looksam_1", "ae_sam", "esam", "penalty", "gsam", "multi_step"),
+        *("every_1", "looksam_1", "ae_sam", "esam", "penalty", "gsam", "gam", "wsam", "multi_step"),
         *("friendly", "final_phase", "m_sam", "rw_sam", "k_sam", "ausam", "ausam_first_epoch"),
         *("fisher", "dynamic"),
     ],
@@ -764,10 +841,16 @@ def test_degenerate_cases_that_are_sam(tx):
         arsam_jax.gradient_norm_penalty(0.1, 0.0),
         arsam_jax.final_phase_sam(0.1, 20, 0.0),
         arsam_jax.ae_sam(0.1, 20, lambda_1=1e6, lambda_2=1e6),
+        arsam_jax.wsam(0.1, 0.0),
         *(make(0.0) for make in (arsam_jax.usam, arsam_jax.asam, arsam_jax.momentum_sam)),
         arsam_jax.m_sam(0.0, 4),
+        arsam_jax.gam(0.0),
+        arsam_jax.sampa(0.0, 0.05),
     ],
-    ids=["penalty", "final_phase", "ae_sam", "usam_0", "asam_0", "momentum_0", "m_sam_0"],
+    ids=[
+        *("penalty", "final_phase", "ae_sam", "wsam", "usam_0", "asam_0", "momentum_0"),
+        *("m_sam_0", "gam_0", "sampa_0"),
+    ],
 )
 def test_degenerate_cases_that_are_the_base_optimizer_bit_for_bit(tx):
     ours, _ = train(optax.chain(tx, BASE), 20)
@@ -876,6 +959,13 @@ def test_looksam_at_a_radius_lost_in_rounding_is_the_base_optimizer():
         (lambda: arsam_jax.gsam(0.1, np.inf), "alpha"),
         (lambda: arsam_jax.multi_step_sam(0.1, 0), "num_steps"),
         (lambda: arsam_jax.momentum_sam(0.1, decay=1), "decay"),
+        (lambda: arsam_jax.gam(0.1, grad_rho=-1), "grad_rho"),
+        (lambda: arsam_jax.gam(0.1, alpha=1.1), "alpha"),
+        (lambda: arsam_jax.gam(0.1, beta=-0.1), "beta"),
+        (lambda: arsam_jax.gam(0.1, gamma=-1), "gamma"),
+        (lambda: arsam_jax.wsam(0.1, 1), "gamma"),
+        (lambda: arsam_jax.sampa(0.1, -1), "learning_rate"),
+        (lambda: arsam_jax.sampa(0.1, 0.1, interpolation=2), "interpolation"),
         (lambda: arsam_jax.friendly_sam(0.1, sigma=-1), "sigma"),
         (lambda: arsam_jax.friendly_sam(0.1, decay=1), "decay"),
         (lambda: arsam_jax.final_phase_sam(0.1, 10, 1.1), "share"),
@@ -911,6 +1001,40 @@ def test_looksam_at_a_radius_lost_in_rounding_is_the_base_optimizer():
 def test_bad_arguments_are_refused_by_name(make, name):
     with pytest.raises((ValueError, TypeError), match=rf"^{name} must be .*, got "):
         make()
+
+
+def test_sampa_says_what_it_needs():
+    tx, params = arsam_jax.sampa(0.1, 0.1), jnp.ones(2)
+    update = functools.partial(tx.update, params, tx.init(params), params, grad_fn=jnp.sin)
+    with pytest.raises(ValueError, match=r"(?s)needs previous_grad_fn.*previous_grad_fn=previous"):
+        update()
+    with pytest.raises(TypeError, match=r"^previous_grad_fn must be a function of params, got 3"):
+        update(previous_grad_fn=3)
+    with pytest.raises(ValueError, match=r"^previous_grad_fn\(params\) must return gradients only"):
+        update(previous_grad_fn=lambda w: (w.sum(), w))
+
+
+@pytest.mark.parametrize("which", ["grad_fn", "previous_grad_fn"])
+@pytest.mark.parametrize("interpolation", [0, 0.2, 1])
+def test_sampa_never_keeps_a_bad_gradient(which, interpolation):
+    tx, params = arsam_jax.sampa(0.1, 0.1, interpolation=interpolation), jnp.ones(3)
+    functions = {"grad_fn": jnp.sin, "previous_grad_fn": jnp.sin}
+    _, state = tx.update(params, tx.init(params), params, **functions)
+    bad = functions | {which: lambda w: w * jnp.asarray([1.0, jnp.inf, 1.0])}
+    updates, after = tx.update(params, state, params, **bad)
+    assert not np.isfinite(updates).all()
+    chex.assert_trees_all_equal(after.probe, state.probe)
+
+
+def test_where_all_gradients_are_zero_nothing_moves_and_nothing_is_nan():
+    zeros, params = jnp.zeros(3), jnp.ones(3)
+    functions = dict.fromkeys(("grad_fn", "previous_grad_fn"), jnp.zeros_like)
+    for tx in (arsam_jax.gam(0.1), arsam_jax.wsam(0.1), arsam_jax.sampa(0.1, 0.1)):
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(zeros, state, params, **functions)
+            chex.assert_trees_all_equal(updates, zeros)
+            chex.assert_tree_all_finite(state)
 
 
 def update_with(tx, **extra_args):

@@ -451,12 +451,20 @@ def test_a_bad_gradient_does_not_enter_the_psf_of_a_probe_that_leaves_it_unread(
 def test_a_negative_radius_of_a_schedule_is_none_for_every_probe():
     params = jnp.ones(2)
     extra = {"example_loss_fn": lambda w, b: b @ w, "batch": jnp.ones((4, 2))}
-    for tx in (arsam_jax.m_sam(lambda step: -1.0, 2), arsam_jax.momentum_sam(lambda step: -1.0)):
-        seen = []
-        grad_fn = lambda w, seen=seen: (seen.append(w), w)[1]  # noqa: E731
-        _, state = tx.update(params, tx.init(params), params, grad_fn=grad_fn, **extra)
-        assert state.metrics.rho == 0
-        assert all((w == params).all() for w in seen)
+    for make in (
+        lambda rho: arsam_jax.m_sam(rho, 2),
+        arsam_jax.momentum_sam,
+        lambda rho: arsam_jax.sampa(rho, 0.1),
+    ):
+        tx = make(lambda step: -1.0)
+        state = tx.init(params)
+        for _ in range(2):
+            seen = []
+            grad_fn = lambda w, seen=seen: (seen.append(w), w)[1]  # noqa: E731
+            functions = {"grad_fn": grad_fn, "previous_grad_fn": grad_fn}
+            _, state = tx.update(params, state, params, **functions, **extra)
+            assert state.metrics.rho == 0
+            assert all((w == params).all() for w in seen)
 
 
 def test_unknown_extra_args_may_have_any_name():
@@ -547,10 +555,23 @@ def make_link_update(tx):
         lambda: arsam_jax.budgeted_sam(0.1, share=0.3),
         lambda: arsam_jax.gsam(0.1, 0.3),
         lambda: arsam_jax.momentum_sam(0.1),
+        lambda: arsam_jax.gam(0.1, gamma=0.3),
+        lambda: arsam_jax.sampa(0.1, 0.05),
         lambda: arsam_jax.m_sam(0.1, 2),
         lambda: arsam_jax.esam(0.1, beta=1, gamma=0.5),
     ],
-    ids=["sam", "arsam", "looksam", "budgeted", "gsam", "momentum", "m_sam", "esam"],
+    ids=[
+        "sam",
+        "arsam",
+        "looksam",
+        "budgeted",
+        "gsam",
+        "momentum",
+        "gam",
+        "sampa",
+        "m_sam",
+        "esam",
+    ],
 )
 def test_complex_parameters_are_pairs_of_real_ones(make, by):
     x = jnp.asarray(np.random.default_rng(3).normal(size=(8, 3)), jnp.float32)
@@ -572,7 +593,7 @@ def test_complex_parameters_are_pairs_of_real_ones(make, by):
             return jax.tree.map(jnp.conj, jax.grad(value_fn)(params))
 
         evaluate = {"grad_fn": grad_fn} if by == "grad_fn" else {"value_fn": value_fn}
-        examples = {"example_loss_fn": example_loss_fn, "batch": x}
+        examples = {"example_loss_fn": example_loss_fn, "batch": x, "previous_grad_fn": grad_fn}
 
         @jax.jit
         def step(params, state):

@@ -1,0 +1,80 @@
+"""Decoupled sharpness: the base optimizer follows g, what sharpness adds goes past it."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from arsam_jax import _check, _tree
+from arsam_jax.core import get_state
+
+
+class DecoupleState(NamedTuple):
+    """State of ``decouple``: that of the link and that of the base optimizer."""
+
+    link: Any
+    base: Any
+
+
+def decouple(
+    link: optax.GradientTransformation,
+    base: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Takes what a sharpness-aware link adds to the gradient past the base optimizer.
+
+    With s the gradient that the link emits,
+
+    .. math::
+        \Delta w = \mathrm{base}(g) - \eta\,(s - g),
+
+    as decoupled weight decay does with the weights: neither the momentum of the base optimizer nor
+    its second moments see the sharpness. A link cannot do that, so this is the whole optimizer and
+    not a part of a chain::
+
+        base = optax.sgd(schedule, momentum=0.9)
+        tx = decouple(wsam(0.05), base, schedule)
+        updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+
+    It costs and keeps what the link does, and reads the gradient, also where the link would not.
+    An s that is not finite goes through the base optimizer instead, where
+    ``optax.apply_if_finite`` around that sees it.
+
+    Args:
+      link: of any method, such as ``wsam``.
+      base: the base optimizer, with all that comes after the link in a chain.
+      learning_rate: η >= 0, or a schedule of the steps of the link: that of ``base``.
+
+    References:
+      Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
+      Term (arXiv 2305.15817), algorithm 1.
+    """
+    for name, part in (("link", link), ("base", base)):
+        if not isinstance(part, optax.GradientTransformation):
+            raise TypeError(f"{name} must be an optax.GradientTransformation, got {part!r}.")
+    _check.check_scalar_or_schedule("learning_rate", learning_rate, low=0)
+    link, base = optax.with_extra_args_support(link), optax.with_extra_args_support(base)
+
+    def init_fn(params):
+        state = DecoupleState(link.init(params), base.init(params))
+        try:
+            get_state(state.link)
+        except ValueError as error:
+            raise ValueError(
+                f"link must hold one sharpness-aware link, such as wsam(0.05), got {link!r}."
+            ) from error
+        return state
+
+    def update_fn(updates, state, params=None, **extra_args):
+        step = get_state(state.link).step
+        rate: Any = learning_rate(step) if callable(learning_rate) else learning_rate
+        grads = _tree.widen(updates)
+        emitted, link_state = link.update(grads, state.link, params, **extra_args)
+        sharpness = _tree.subtract(emitted, grads)
+        is_finite = jnp.isfinite(_tree.norm(sharpness))
+        to_base = _tree.cast_like(_tree.where(is_finite, grads, emitted), updates)
+        updates, base_state = base.update(to_base, state.base, params, **extra_args)
+        moved = _tree.add(updates, _tree.scale(-rate, sharpness))
+        return _tree.where(is_finite, moved, updates), DecoupleState(link_state, base_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
