@@ -404,7 +404,8 @@ def momentum_sam(rho: Radius, *, decay: float = 0.9) -> Link:
     reads (the forward pass stays if the loss there is used); keeps 1.
 
     Args:
-      rho: the radius; 0.3 in the authors' code.
+      rho: the radius, several times SAM's: the authors run 3 where SAM has 0.2. On digits 5 times
+        SAM's did as well as SAM, SAM's own as SGD, and 15 times learned nothing.
       decay: μ in [0, 1), usually that of the base optimizer.
 
     References:

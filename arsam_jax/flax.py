@@ -46,7 +46,8 @@ class TrainState(train_state.TrainState):
           **kwargs: names of fields of the state (``batch_stats=...``) replace those fields; the
             others are extra arguments of ``tx.update``: ``grad_fn``, ``previous_grad_fn``,
             ``value_fn``, ``example_loss_fn``, ``batch``, ``fisher_batch``, ``example_index``,
-            ``axis_name``, and optax's ``value`` and ``grad``. An optimizer that takes none ignores them.
+            ``axis_name``, and optax's ``value`` and ``grad``. An optimizer that takes none ignores
+            them.
 
         Raises:
           TypeError: for a name that is neither.
