@@ -118,3 +118,49 @@ def checked_grad_fn(name: str, grad_fn: Any, grads: Any) -> Callable[[Any], Any]
         return found
 
     return checked
+
+
+def check_arrays(name: str, tree: Any) -> None:
+    """Raises unless every leaf is an array, or what describes one, or a number."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not (hasattr(leaf, "dtype") or isinstance(leaf, numbers.Number)):
+            raise TypeError(
+                f"{name} must be a tree of arrays, got {leaf!r} at"
+                f" {jax.tree_util.keystr(path) or 'the root'}. Of an Equinox model pass"
+                " eqx.filter(model, eqx.is_inexact_array)."
+            )
+
+
+def check_same_shapes(name: str, tree: Any, other_name: str, other: Any) -> None:
+    """Raises unless both trees have the same structure and leaves of the same shapes."""
+    differing = differing_shapes(tree, other)
+    if differing is not None:
+        raise ValueError(
+            f"{name} must be shaped like {other_name}, got {differing}. (Leaves of which no"
+            " gradient is taken belong in neither.)"
+        )
+
+
+def differing_shapes(tree: Any, other: Any) -> str | None:
+    """Where the first tree has other leaves than the second, or None if both are alike."""
+    shapes, other_shapes = (
+        {
+            jax.tree_util.keystr(path) or "the root": jnp.shape(x)
+            for path, x in jax.tree_util.tree_leaves_with_path(t)
+        }
+        for t in (tree, other)
+    )
+    differing = [
+        f"{shapes.get(path, 'nothing')} in place of {other_shapes.get(path, 'nothing')} at {path}"
+        for path in other_shapes | shapes
+        if shapes.get(path) != other_shapes.get(path)
+    ]
+    structures = jax.tree.structure(tree), jax.tree.structure(other)
+    if not differing and structures[0] != structures[1]:
+        differing = [f"{structures[0]} in place of {structures[1]}"]
+    return list_some(differing) if differing else None
+
+
+def list_some(names: list[str], most: int = 5) -> str:
+    """The first few of the names, and how many more there are."""
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)

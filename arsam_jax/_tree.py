@@ -26,7 +26,7 @@ def widen(tree: Any) -> Any:
 
 def cast_like(tree: Any, like: Any) -> Any:
     """Casts each leaf of ``tree`` to the dtype of the same leaf of ``like``."""
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+    return jax.tree.map(lambda x, y: jnp.asarray(x).astype(jnp.result_type(y)), tree, like)
 
 
 def scale(factor: chex.Numeric, tree: Any) -> Any:

@@ -614,5 +614,11 @@ def sparse_sam(
     """
     if not callable(mask):
         raise TypeError(f"mask must be a function from the sparsity to an ascent, got {mask!r}.")
-    direction = optax.chain(ascent.normalize(), mask(sparsity))
+    made = mask(sparsity)
+    if not isinstance(made, optax.GradientTransformation):
+        raise TypeError(
+            "mask must return an ascent, such as sparse.fisher_mask(sparsity), got"
+            f" mask({sparsity!r}) = {made!r}."
+        )
+    direction = optax.chain(ascent.normalize(), made)
     return sharpness_aware(rho, probe=probes.perturb(direction))

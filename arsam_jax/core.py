@@ -1,5 +1,6 @@
 """The core: joins radius, probe, sampling and correction with one ``lax.cond``."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -122,6 +123,7 @@ def sharpness_aware(
             raise TypeError(f"{name} must be a {kind.__name__}, got {part!r}.")
 
     def init_fn(params):
+        _check.check_arrays("params", params)
         dtypes = {jnp.result_type(x) for x in jax.tree.leaves(params)}
         if not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
             raise ValueError(
@@ -272,6 +274,15 @@ def get_metrics(opt_state: Any) -> Metrics:
     return get_state(opt_state).metrics
 
 
+class Witness(NamedTuple):
+    """A ``grad_fn`` that is told which gradients reach the link, for ``check_wiring``."""
+
+    see: Callable[[Any], None]
+
+    def __call__(self, params: Any) -> Any:
+        return params
+
+
 class _StepResult(NamedTuple):
     updates: Any
     probe: Any
@@ -346,20 +357,27 @@ def _resolve_grad_fn(grads, params, grad_fn, value_fn):
         )
     if _has_masked_nodes(grads) or _has_masked_nodes(params):
         raise ValueError(
-            "A sharpness-aware link got masked parameters, on which grad_fn cannot be evaluated."
-            " Put optax.masked or optax.partition inside the ascent (see arsam_jax.ascent), not"
-            " around the link."
+            "A sharpness-aware link got masked parameters, on which grad_fn cannot be evaluated:"
+            " optax.masked or optax.partition is around it. To leave some parameters out of the"
+            " perturbation, put the mask inside the ascent (see arsam_jax.ascent). To freeze some,"
+            " differentiate the others alone: call init and update with those, and let grad_fn"
+            " close over the frozen ones. A mask before the link does not freeze them."
         )
+    _check.check_arrays("params", params)
+    _check.check_same_shapes("grads", grads, "params", params)
     if grad_fn is None and value_fn is None:
         raise ValueError(
             "A sharpness-aware update needs grad_fn (or value_fn), which evaluates the same"
             f" mini-batch at other parameters:\n{_EXAMPLE_CALL}\nIf it was passed, a wrapper"
-            " around this link does not forward extra arguments."
+            " around this link does not forward extra arguments. Flax's own TrainState takes"
+            " grad_fn for one of its fields: make yours from arsam_jax.flax.TrainState."
         )
     for name, function in (("grad_fn", grad_fn), ("value_fn", value_fn)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function of params, got {function!r}.")
     evaluate = _tree.gradient(_loss_alone(value_fn)) if grad_fn is None else grad_fn
+    if isinstance(grad_fn, Witness):
+        grad_fn.see(grads)
     return _check.checked_grad_fn("grad_fn", evaluate, grads)
 
 

@@ -159,3 +159,44 @@ def test_a_norm_mask_of_the_wrong_kind_is_refused_by_name(mask, message):
     tx = arsam_jax.arsam(0.1, 0.5, norm_mask=mask)
     with pytest.raises(ValueError, match=f"^norm_mask .*{message}"):
         tx.update(params, tx.init(params), params, grad_fn=lambda w: w)
+
+
+def test_a_gradient_of_other_leaves_is_refused_by_their_names():
+    params = {"w": jnp.ones(2), "b": jnp.ones(1)}
+    tx = arsam_jax.sam(0.1)
+    for grads, message in (
+        ({"w": None, "b": jnp.ones(1)}, r"nothing in place of \(2,\) at \['w'\]"),
+        ({"w": jnp.ones(3), "b": jnp.ones(1)}, r"\(3,\) in place of \(2,\) at \['w'\]"),
+        ([jnp.ones(2)], r"nothing in place of \(1,\) at \['b'\]"),
+    ):
+        with pytest.raises(ValueError, match=f"^grads must be shaped like params, got .*{message}"):
+            tx.update(grads, tx.init(params), params, grad_fn=lambda w: w)
+
+
+@pytest.mark.parametrize("part", [lambda x: x, "tanh"], ids=["function", "word"])
+def test_leaves_that_are_no_arrays_are_refused(part):
+    params = {"w": jnp.ones(2), "activation": part}
+    tx = arsam_jax.sam(0.1)
+    with pytest.raises(TypeError, match=r"^params must be .* at \['activation'\].*eqx\.filter"):
+        tx.init(params)
+    with pytest.raises(TypeError, match=r"^params must be .* at \['activation'\].*eqx\.filter"):
+        tx.update(params, tx.init({}), params, grad_fn=lambda w: w)
+
+
+@pytest.mark.parametrize("mask", [lambda sparsity: None, lambda sparsity: True])
+def test_a_sparse_mask_is_an_ascent(mask):
+    with pytest.raises(TypeError, match=r"^mask must return an ascent, .* got mask\(0\.5\) = "):
+        arsam_jax.sparse_sam(0.1, 0.5, mask=mask)
+
+
+def test_python_numbers_are_gradients():
+    tx = arsam_jax.arsam(0.5, 0.5, warmup_steps=1, min_samples=0, initial_samples=0)
+    params = {"w": jnp.float32(2)}
+    state = tx.init(params)
+
+    def grad_fn(params):
+        return {"w": float(params["w"])}
+
+    for g, expected in ((2.0, 2.5), (1.0, 1.5), (1.0, 1.5), (1.0, 1.0)):  # sampled, reuse, plain
+        updates, state = tx.update({"w": g}, state, params, grad_fn=grad_fn)
+        np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)
