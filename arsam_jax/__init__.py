@@ -44,6 +44,7 @@ from arsam_jax.core import (
     sharpness_aware,
 )
 from arsam_jax.decoupling import decouple
+from arsam_jax.metrics import metrics_dict
 
 __version__ = "0.1.0"
 
@@ -70,6 +71,7 @@ __all__ = [
     "looksam",
     "m_sam",
     "measure",
+    "metrics_dict",
     "momentum_sam",
     "multi_step_sam",
     "parallel",

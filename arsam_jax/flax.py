@@ -1,4 +1,4 @@
-"""Glue for Flax: a Linen ``TrainState`` that forwards extra arguments, ``grad_fn`` for NNX models.
+"""Glue for Flax: a Linen ``TrainState`` that forwards extra arguments, and the gradients of NNX.
 
 Needs the extra ``arsam-jax[flax]``.
 """
@@ -9,9 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from flax.training import train_state
+
+from arsam_jax import _check, _tree
+from arsam_jax._xla_cpu import fast_convolutions
 
 _EXTRA_ARGS = {
     *("grad_fn", "previous_grad_fn", "value_fn", "example_loss_fn", "batch", "fisher_batch"),
@@ -68,43 +72,111 @@ class TrainState(train_state.TrainState):
         return state.replace(tx=self.tx)
 
 
-def nnx_grad_fn(
+def nnx_value_and_grad(
     loss_fn: Callable[..., Any],
     model: nnx.Module,
     *args: Any,
     wrt: Any = nnx.Param,
     has_aux: bool = False,
-) -> Callable[[Any], Any]:
-    """The ``grad_fn`` of an NNX model: gradients at other parameters, the model left untouched.
+    num_microbatches: int = 1,
+) -> tuple[Any, Any, Callable[[Any], Any]]:
+    r"""The loss and gradients of an NNX model, and the ``grad_fn`` that belongs to them.
 
-    Call it before the clean pass, which moves the state of the model: the dropout counters that
-    ``grad_fn`` uses are those at the time of this call, so both passes draw the same mask. Changes
-    that the perturbed pass makes to BatchNorm statistics are dropped.
+    The clean pass moves the state of the model (BatchNorm statistics, dropout counters) as
+    ``nnx.value_and_grad`` does. ``grad_fn`` starts from the state before it, so both passes draw
+    the same dropout masks, and drops what the perturbed pass changes.
 
     Example::
 
         @nnx.jit
         def train_step(model, optimizer, batch):
-            grad_fn = nnx_grad_fn(loss_fn, model, batch)
-            loss, grads = nnx.value_and_grad(loss_fn)(model, batch)
+            loss, grads, grad_fn = nnx_value_and_grad(loss_fn, model, batch)
             optimizer.update(model, grads, grad_fn=grad_fn)
             return loss
 
+    With ``num_microbatches`` K the gradients are accumulated: both passes take K parts of the
+    batch one after another, :math:`\frac1K \sum_k \nabla L_k`, and statistics and counters go on
+    from part to part, K times a step. Part k is examples k, k + K, k + 2K, ...
+
     Args:
-      loss_fn: ``loss_fn(model, *args) -> loss``, or ``(loss, aux)`` with ``has_aux``.
-      model: the model, whose parameters, other state and counters are read now.
+      loss_fn: ``loss_fn(model, *args) -> loss``, a mean over examples, or ``(loss, aux)`` with
+        ``has_aux``.
+      model: the model. With K > 1, ``loss_fn`` must not add variables to it (``nnx.Module.sow``).
       *args: further arguments of ``loss_fn``: the mini-batch.
-      wrt: the filter of the parameters, as given to ``nnx.Optimizer``.
-      has_aux: whether ``loss_fn`` returns auxiliary data, which is dropped.
+      wrt: the filter of the trained parameters, as given to ``nnx.Optimizer``. All others are
+        frozen.
+      has_aux: whether ``loss_fn`` returns auxiliary data.
+      num_microbatches: K >= 1, a Python integer that divides the batch size. With K > 1 every array
+        in ``args`` that has an axis is split along its first one.
 
     Returns:
-      ``grad_fn(params) -> grads`` over the pure parameters that ``nnx.Optimizer.update`` passes.
+      ``(loss, grads, grad_fn)``, or ``((loss, aux), grads, grad_fn)`` with aux of the K parts
+      stacked if K > 1. ``grad_fn(params) -> grads`` takes what ``nnx.Optimizer.update`` passes.
+
+    Raises:
+      TypeError, ValueError: for a bad ``num_microbatches``.
     """
-    graphdef, _, rest = nnx.split(model, wrt, ...)
+    _check.check_static("num_microbatches", num_microbatches)
+    _check.check_integer("num_microbatches", num_microbatches, low=1)
+    graphdef, params, rest = nnx.split(model, wrt, ...)
     rest = nnx.as_pure(rest)
+    if num_microbatches == 1:
 
-    def loss_at(params):
-        output = loss_fn(nnx.merge(graphdef, params, rest, copy=True), *args)
-        return output[0] if has_aux else output
+        def loss_at(params):
+            output = loss_fn(nnx.merge(graphdef, params, rest, copy=True), *args)
+            return output[0] if has_aux else output
 
-    return jax.grad(loss_at)
+        differentiated = nnx.DiffState(0, wrt)
+        value_and_grad = nnx.value_and_grad(loss_fn, argnums=differentiated, has_aux=has_aux)
+        return *value_and_grad(model, *args), jax.grad(loss_at)
+
+    parts, join = _split(args, num_microbatches)
+
+    def accumulate(params):
+        def add_part(carry, part):
+            rest, total = carry
+
+            def loss_at(params):
+                copy = nnx.merge(graphdef, params, rest, copy=True)
+                loss, aux = loss_fn(copy, *join(part)), None
+                if has_aux:
+                    loss, aux = loss
+                return loss, (aux, nnx.as_pure(nnx.split(copy, wrt, ...)[2]))
+
+            value_and_grad = jax.value_and_grad(loss_at, has_aux=True)
+            (loss, (aux, changed)), grads = fast_convolutions(value_and_grad)(params)
+            rest = jax.tree.map(lambda x, y: x.astype(y.dtype), changed, rest)
+            return (rest, _tree.add(total, grads)), (loss, aux)
+
+        start = (rest, jax.tree.map(jnp.zeros_like, _tree.widen(params)))
+        (changed, total), (losses, aux) = jax.lax.scan(add_part, start, parts)
+        mean = _tree.cast_like(_tree.scale(1 / num_microbatches, total), params)
+        return (losses.mean(), aux) if has_aux else losses.mean(), mean, changed
+
+    value, grads, changed = accumulate(params)
+    nnx.update(model, changed)
+    return value, grads, lambda params: accumulate(params)[1]
+
+
+def _split(args, num_parts):
+    """The arrays of ``args`` in parts along a new first axis, and what makes args of a part."""
+    leaves, structure = jax.tree.flatten(args)
+    is_split = [bool(jnp.ndim(x)) for x in leaves]
+    sizes = {x.shape[0] for x, splits in zip(leaves, is_split, strict=True) if splits}
+    if len(sizes) != 1 or next(iter(sizes)) % num_parts:
+        raise ValueError(
+            "num_microbatches must divide the first axis of every array in args, of one size, got"
+            f" {num_parts} and the sizes {sorted(sizes)}."
+        )
+    parts = [
+        x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
+        for x, splits in zip(leaves, is_split, strict=True)
+        if splits
+    ]
+
+    def join(part):
+        of_part = iter(part)
+        whole = zip(leaves, is_split, strict=True)
+        return jax.tree.unflatten(structure, [next(of_part) if s else x for x, s in whole])
+
+    return parts, join

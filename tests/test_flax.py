@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx, serialization
+from flax.training import train_state
 
 import arsam_jax
-from arsam_jax.flax import TrainState, nnx_grad_fn
+from arsam_jax.flax import TrainState, nnx_value_and_grad
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 6)), jnp.float32)
 Y = jnp.asarray(np.random.default_rng(1).normal(size=(16, 1)), jnp.float32)
@@ -114,6 +115,16 @@ def test_linen_state_refuses_a_name_that_is_no_field():
         state.apply_gradients(grads=state.params, grad_fn=lambda w: w, batch_statz={})
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"grad_fn": lambda w: w}])
+def test_flax_own_state_is_told_which_one_to_take(kwargs):
+    params = {"w": jnp.ones(2)}
+    state = train_state.TrainState.create(
+        apply_fn=None, params=params, tx=make_tx(arsam_jax.sam(0.1))
+    )
+    with pytest.raises(ValueError, match=r"make yours from arsam_jax\.flax\.TrainState"):
+        state.apply_gradients(grads=params, **kwargs)
+
+
 def test_linen_step_takes_a_plain_optimizer_unchanged():
     state = linen_state(optax.sgd(0.1))
     after, _ = linen_step(state)
@@ -159,8 +170,7 @@ def nnx_setup(link):
 
 @nnx.jit
 def nnx_step(model, optimizer):
-    grad_fn = nnx_grad_fn(nnx_loss, model)
-    loss, grads = nnx.value_and_grad(nnx_loss)(model)
+    loss, grads, grad_fn = nnx_value_and_grad(nnx_loss, model)
     optimizer.update(model, grads, grad_fn=grad_fn)
     return loss
 
@@ -177,14 +187,11 @@ def test_nnx_batch_stats_and_dropout_counters_move_once():
 
 def test_nnx_second_pass_draws_the_same_dropout_mask():
     model, _ = nnx_setup(arsam_jax.sam(0.1))
-    grad_fn = nnx_grad_fn(nnx_loss, model)
-    grads = nnx.grad(nnx_loss)(model)
     params = nnx.as_pure(nnx.state(model, nnx.Param))
-    chex.assert_trees_all_close(
-        jax.tree.leaves(grad_fn(params)), jax.tree.leaves(nnx.as_pure(grads)), rtol=1e-5, atol=1e-7
-    )
-    later = nnx_grad_fn(nnx_loss, model)(params)  # the counters have moved: another mask
-    assert not np.allclose(later["last"]["kernel"], grad_fn(params)["last"]["kernel"], rtol=1e-3)
+    _, grads, grad_fn = nnx_value_and_grad(nnx_loss, model)
+    chex.assert_trees_all_close(grad_fn(params), nnx.as_pure(grads), rtol=1e-5, atol=1e-7)
+    _, _, later = nnx_value_and_grad(nnx_loss, model)  # the counters have moved: another mask
+    assert not np.allclose(later(params)["last"]["kernel"], grads["last"]["kernel"][...], rtol=1e-3)
 
 
 def test_nnx_sam_equals_a_hand_written_step():
@@ -216,13 +223,99 @@ def test_nnx_arsam_trains_and_its_metrics_are_found():
     assert 0 < metrics.num_sampled < 40
 
 
-def test_nnx_grad_fn_drops_auxiliary_output_and_passes_arguments():
+def with_aux(model, x, y):
+    output = model(x)
+    return jnp.mean((output - y) ** 2), output
+
+
+def test_nnx_auxiliary_output_and_arguments():
     model, _ = nnx_setup(arsam_jax.sam(0.1))
-
-    def with_aux(model, x, y):
-        output = model(x)
-        return jnp.mean((output - y) ** 2), output
-
+    other = nnx.clone(model)
     params = nnx.as_pure(nnx.state(model, nnx.Param))
-    with_args = nnx_grad_fn(with_aux, model, X, Y, has_aux=True)(params)
-    chex.assert_trees_all_close(with_args, nnx_grad_fn(nnx_loss, model)(params))
+    (loss, output), grads, grad_fn = nnx_value_and_grad(with_aux, model, X, Y, has_aux=True)
+    expected_loss, expected_grads, expected_grad_fn = nnx_value_and_grad(nnx_loss, other)
+    assert output.shape == Y.shape
+    chex.assert_trees_all_equal(
+        (loss, nnx.as_pure(grads), grad_fn(params)),
+        (expected_loss, nnx.as_pure(expected_grads), expected_grad_fn(params)),
+    )
+
+
+def loop_over_parts(model, params):
+    """Loss and gradients, accumulated by hand: NNX's own gradient of each part after the other."""
+    nnx.update(model, params)
+    values = [nnx.value_and_grad(with_aux, has_aux=True)(model, X[k::4], Y[k::4]) for k in range(4)]
+    grads = [nnx.as_pure(grads) for _, grads in values]
+    return sum(loss for (loss, _), _ in values) / 4, jax.tree.map(lambda *g: sum(g) / 4, *grads)
+
+
+def test_nnx_accumulates_over_microbatches_with_state_that_goes_on():
+    model, _ = nnx_setup(arsam_jax.sam(0.1))
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    perturbed = jax.tree.map(lambda w: w + 0.1, params)
+    by_hand, by_hand_perturbed = nnx.clone(model), nnx.clone(model)
+
+    @nnx.jit
+    def gradients(model, x, y, perturbed):
+        (loss, aux), grads, grad_fn = nnx_value_and_grad(
+            with_aux, model, x, y, has_aux=True, num_microbatches=4
+        )
+        return loss, aux, nnx.as_pure(grads), grad_fn(perturbed)
+
+    loss, aux, *ours = gradients(model, X, Y, perturbed)
+    assert aux.shape == (4, 4, 1)
+    expected_loss, expected = loop_over_parts(by_hand, params)
+    _, expected_perturbed = loop_over_parts(by_hand_perturbed, perturbed)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    chex.assert_trees_all_close(ours, [expected, expected_perturbed], rtol=1e-4, atol=1e-6)
+    for kind in (nnx.BatchStat, nnx.RngCount):  # of the clean pass alone, four times
+        moved, expected = (nnx.to_pure_dict(nnx.state(m, kind)) for m in (model, by_hand))
+        chex.assert_trees_all_close(moved, expected, rtol=1e-5)
+    assert model.dropout.rngs.count[...] == 4
+
+
+def test_nnx_trains_with_microbatches():
+    model, optimizer = nnx_setup(arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2))
+
+    @nnx.jit
+    def step(model, optimizer):
+        (loss, _), grads, grad_fn = nnx_value_and_grad(
+            with_aux, model, X, Y, has_aux=True, num_microbatches=2
+        )
+        optimizer.update(model, grads, grad_fn=grad_fn)
+        return loss
+
+    losses = [step(model, optimizer) for _ in range(30)]
+    assert losses[-1] < losses[0]
+    assert 0 < arsam_jax.metrics_dict(optimizer.opt_state)["num_sampled"] < 30
+
+
+def test_nnx_microbatches_have_to_divide_the_batch():
+    model, _ = nnx_setup(arsam_jax.sam(0.1))
+    with pytest.raises(ValueError, match=r"num_microbatches must divide .* got 3 and .* \[16\]"):
+        nnx_value_and_grad(with_aux, model, X, Y, has_aux=True, num_microbatches=3)
+    with pytest.raises(ValueError, match=r"^num_microbatches must be an integer >= 1, got 0"):
+        nnx_value_and_grad(nnx_loss, model, num_microbatches=0)
+
+
+def test_nnx_trains_what_wrt_names_and_nothing_else():
+    model, _ = nnx_setup(optax.identity())
+    head = nnx.All(nnx.Param, nnx.PathContains("last"))
+    link = arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2)
+    optimizer = nnx.Optimizer(model, optax.chain(link, optax.adamw(0.01)), wrt=head)
+    before = nnx.clone(model)
+
+    @nnx.jit
+    def step(model, optimizer):
+        _, grads, grad_fn = nnx_value_and_grad(nnx_loss, model, wrt=head)
+        optimizer.update(model, grads, grad_fn=grad_fn)
+
+    for _ in range(12):
+        step(model, optimizer)
+    assert 0 < arsam_jax.metrics_dict(optimizer.opt_state)["num_sampled"] < 12
+    for name in ("first", "norm"):
+        frozen, expected = (
+            nnx.to_pure_dict(nnx.state(getattr(m, name), nnx.Param)) for m in (model, before)
+        )
+        chex.assert_trees_all_equal(frozen, expected)
+    assert not np.array_equal(model.last.kernel[...], before.last.kernel[...])
