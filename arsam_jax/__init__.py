@@ -45,6 +45,7 @@ from arsam_jax.core import (
 )
 from arsam_jax.decoupling import decouple
 from arsam_jax.metrics import metrics_dict
+from arsam_jax.wiring import check_wiring
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ __all__ = [
     "ascent",
     "ausam",
     "budgeted_sam",
+    "check_wiring",
     "correction",
     "decouple",
     "esam",

@@ -1,0 +1,285 @@
+"""A check, before training, that the arguments of ``tx.update`` belong together."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from arsam_jax import _check, _tree
+from arsam_jax.core import SharpnessAwareState, Witness
+
+_FREEZING = (
+    "Frozen leaves come alive on sampled steps: differentiate the others alone and let grad_fn"
+    " close over the frozen ones, or freeze behind the optimizer"
+)
+
+
+def check_wiring(tx: Any, grads: Any, params: Any, **extra_args: Any) -> None:
+    """Compares the arguments of one ``tx.update`` with each other; call it once, before training.
+
+    A second gradient of another mini-batch, another dropout mask or another scale trains, badly,
+    and nothing says so. Here ``grads``, what of it reaches the sharpness-aware link, and
+    ``grad_fn(params)``, taken twice, are compared as numbers, and one error lists what differs and
+    what that looks like::
+
+        arsam_jax.check_wiring(tx, grads, params, grad_fn=grad_fn)  # then tx.update with the same
+
+    It sees other examples, another dropout key or other augmentation; a ``grad_fn`` that draws
+    anew or moves a model at each call; a loss scale, sums in place of means, weight decay on one
+    side; leaves frozen on one side; a link behind an optimizer, a clip or a mask;
+    ``optax.MultiSteps`` around it; a ``value_fn`` of another loss, or an ``example_loss_fn`` where
+    the perturbed gradient comes from it alone (``esam``, ``m_sam``); arguments that ``tx`` lacks or
+    cannot take. It cannot see what is wrong on both sides alike: to have both compared with the
+    loss of the whole batch give ``value_fn`` besides ``grad_fn``.
+
+    Two compilations of one gradient differ, so differences of up to 1 % of the norm pass, and of
+    10 % where something is computed in 16 bits.
+
+    Costs two gradients, and one each for ``value_fn`` and ``example_loss_fn``, operation by
+    operation unless they are jitted. Works outside ``jit``, ``pmap`` and ``shard_map`` on what
+    those return, hence without ``axis_name``. To call it in a train step, before ``tx.update``, run
+    that step once under ``jax.disable_jit()``.
+
+    Args:
+      tx: the whole chain, with exactly one sharpness-aware link.
+      grads: the gradients for ``tx.update``.
+      params: the parameters for ``tx.update``.
+      **extra_args: its extra arguments: ``grad_fn`` or ``value_fn``, ``example_loss_fn``, ...
+
+    Raises:
+      TypeError: inside ``jit``.
+      ValueError: if anything is wrong, listing all that was found.
+    """
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((grads, params))):
+        raise TypeError(
+            "check_wiring compares numbers, which do not exist inside jit: call it outside, or run"
+            " the train step once under jax.disable_jit()."
+        )
+    state = tx.init(params)
+    called, error = _try_update(tx, grads, state, params, extra_args)
+    problems = [*_check_chain(state), *([error] if error else [])]
+    if _check.differing_shapes(grads, params) is None:  # else the update has said so
+        tolerance = _tolerance(grads, params, extra_args)
+        problems += _check_arrival(tx, grads, state, params, extra_args, tolerance)
+        problems += _check_gradients(grads, params, extra_args, called, error, tolerance)
+    if problems:
+        raise ValueError("check_wiring found:" + "".join(f"\n- {text}" for text in problems))
+
+
+def _check_chain(state) -> Iterator[str]:
+    def links(tree):
+        return len(_find(tree, SharpnessAwareState))
+
+    if links(state) != 1:
+        yield f"tx must have exactly one sharpness-aware link, found {links(state)}."
+    if any(links(x.inner_opt_state) for x in _find(state, optax.MultiStepsState)):
+        yield (
+            "optax.MultiSteps is around the link, which gets the mean gradient of all micro-batches"
+            " and the grad_fn of the last one. Accumulate inside grad_fn, as for grads."
+        )
+
+
+def _try_update(tx, grads, state, params, extra_args) -> tuple[set[str], str | None]:
+    """The names of the functions that an update calls, and what goes wrong in it."""
+    called = set()
+
+    def noted(name, function):
+        def call(*args, **kwargs):
+            called.add(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    functions = {name: noted(name, f) for name, f in _functions(extra_args).items()}
+    try:
+        jax.eval_shape(
+            lambda *args: tx.update(*args, **extra_args | functions), grads, state, params
+        )
+    except Exception as error:
+        return called, f"tx.update fails with these arguments, {type(error).__name__}: {error}"
+    return called, None
+
+
+class _ArrivedError(Exception):
+    """Ends an update where the link has its gradients."""
+
+
+def _check_arrival(tx, grads, state, params, extra_args, tolerance) -> Iterator[str]:
+    arrived = []
+
+    def see(grads):
+        arrived.append(grads)
+        raise _ArrivedError
+
+    try:
+        with jax.disable_jit():  # a wrapper with a lax.cond runs the link on numbers, too
+            tx.update(grads, state, params, **extra_args | {"grad_fn": Witness(see)})
+    except Exception:  # any other, _try_update has met
+        pass
+    for link_grads in arrived:
+        for problem in _differences(link_grads, grads, params, tolerance / 10):
+            yield (
+                "The link must be the first of the chain, but something in tx changes grads before"
+                f" they reach it: there they {problem}"
+            )
+
+
+def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Iterator[str]:
+    functions = _functions(extra_args)
+    point = _tree.widen(params)  # as the link does
+
+    if "grad_fn" in functions:
+        try:
+            taken, again = (functions["grad_fn"](point) for _ in range(2))
+        except Exception:
+            if error is None:
+                raise
+            return
+        shapes = _check.differing_shapes(taken, grads)
+        if shapes and "must return gradients only" not in (error or ""):
+            yield f"grad_fn(params) must return gradients only, shaped like grads, got {shapes}."
+        if shapes:
+            return
+        if not _distance(again, taken) <= tolerance / 10 and _is_finite(taken):
+            yield (
+                "grad_fn is not a function of its params alone: called twice, its results differ by"
+                f" {_distance(again, taken):.2g} of their norm. It draws a new dropout key or"
+                " mini-batch at each call, or moves a model (dropout counters, BatchNorm). Draw"
+                " them before and close over them; with NNX use"
+                " arsam_jax.flax.nnx_value_and_grad."
+            )
+        for problem in _differences(grads, taken, params, tolerance):
+            yield f"Compared with grad_fn(params), grads {problem}"
+
+    gradients = {}
+    if "value_fn" in functions:
+        gradients["value_fn"] = _tree.gradient(functions["value_fn"])
+    if called == {"example_loss_fn"}:  # else it decides at most where to take the gradient
+        gradients["the mean of example_loss_fn"] = _tree.gradient(
+            lambda params: jnp.mean(functions["example_loss_fn"](params, extra_args.get("batch")))
+        )
+    for name, gradient in gradients.items():
+        try:
+            problems = [*_differences(grads, gradient(point), params, tolerance)]
+        except Exception as its_error:
+            problems = [] if error else [f"... {type(its_error).__name__}: {its_error}"]
+        for problem in problems:
+            yield f"Compared with the gradient of {name}, grads {problem}"
+
+
+def _differences(got, expected, params, tolerance) -> Iterator[str]:
+    """What gradients are in comparison with others, as verbs of which they are the subject."""
+    shapes = _check.differing_shapes(got, expected)
+    if shapes:
+        yield f"have another structure: {shapes}."
+        return
+    if not (_is_finite(got) and _is_finite(expected)):
+        which = "are not" if _is_finite(expected) else "should be compared with what is not"
+        yield f"{which} finite, as after the overflow of a loss scale."
+        return
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(got)]
+    g, e = _same_dtypes(got, expected)
+    least = 1e-3 * tolerance * max(_norm(g), _norm(e))
+    is_zero = [_norm([x]) == 0 and _norm([y]) > least for x, y in zip(g, e, strict=True)]
+    is_extra = [_norm([y]) == 0 and _norm([x]) > least for x, y in zip(g, e, strict=True)]
+    for flags, verb in ((is_zero, "are 0"), (is_extra, "alone are not 0")):
+        if any(flags):
+            where = [name or "the root" for name, flag in zip(names, flags, strict=True) if flag]
+            yield f"{verb} at {_check.list_some(where)}. {_FREEZING}."
+    both = [not (a or b) for a, b in zip(is_zero, is_extra, strict=True)]
+    g, e, w = (
+        [x for x, keep in zip(leaves, both, strict=True) if keep]
+        for leaves in (g, e, jax.tree.leaves(params))
+    )
+    if not _distance(g, e) <= tolerance:
+        yield _explain(g, e, w, tolerance)
+
+
+def _explain(g, e, w, tolerance) -> str:
+    """What two lists of gradients that differ look like."""
+    factor, rest = _fit(g, e)
+    if rest <= tolerance * _norm(g):
+        text = f"are {factor:.4g} times as large: "
+        whole = max(factor, 1 / factor) if factor > 0 else 0
+        if factor < 0:
+            return text + "updates of an optimizer go down, not up. Put the link before it."
+        if 1.5 < whole < 50 and abs(whole - round(whole)) < 0.01 * whole:
+            here = f" (there are {jax.device_count()} devices)" * (jax.device_count() > 1)
+            return text + (
+                f"a sum in place of a mean over {round(whole)} devices or micro-batches{here}, or a"
+                " loss scale. Give means without a scale on both sides; in shard_map and pmap"
+                " arsam_jax.parallel.value_and_grad does."
+            )
+        return text + "a loss scale, a clip or sums in place of means. Use the same on both sides."
+    conjugate = [jnp.conj(x) for x in e]
+    if _distance(g, conjugate) <= tolerance:
+        return "are the complex conjugates: conjugate jax.grad on both sides, as optax takes it."
+    decay, difference = _fit([x - y for x, y in zip(g, e, strict=True)], _same_dtypes(w, g)[0])
+    size = _norm([x - y for x, y in zip(g, e, strict=True)])
+    if difference <= 0.1 * size:
+        return (
+            f"have {decay:.3g} · params added: weight decay on one side. Put it into the loss, or"
+            " after the link."
+        )
+    cosine = float(_tree.safe_divide(_tree.dot(g, e), _tree.norm(g) * _tree.norm(e)))
+    return (
+        f"differ by {_distance(g, e):.2g} of the norm, with a cosine of {cosine:.3f}: another"
+        " mini-batch, dropout key or augmentation, BatchNorm in another mode, or another loss."
+    )
+
+
+def _fit(g, e):
+    """The factor with which ``e`` is closest to ``g``, and the norm of what then is left."""
+    factor = float(_tree.safe_divide(_tree.dot(g, e), _tree.dot(e, e)))
+    return factor, _norm([x - jnp.asarray(factor, y.dtype) * y for x, y in zip(g, e, strict=True)])
+
+
+def _distance(a, b) -> float:
+    """‖a − b‖ in units of the larger of both norms."""
+    a, b = _same_dtypes(a, b)
+    difference = _norm([x - y for x, y in zip(a, b, strict=True)])
+    return difference / (max(_norm(a), _norm(b)) or 1)
+
+
+def _same_dtypes(a, b):
+    """The leaves of both trees, in dtypes that hold those of either, at least float32."""
+    pairs = [*zip(jax.tree.leaves(_tree.widen(a)), jax.tree.leaves(_tree.widen(b)), strict=True)]
+    dtypes = [jnp.promote_types(x.dtype, y.dtype) for x, y in pairs]
+    first = [x.astype(dtype) for (x, _), dtype in zip(pairs, dtypes, strict=True)]
+    return first, [y.astype(dtype) for (_, y), dtype in zip(pairs, dtypes, strict=True)]
+
+
+def _norm(tree) -> float:
+    return float(_tree.norm(tree))
+
+
+def _is_finite(tree) -> bool:
+    return bool(jnp.isfinite(_tree.norm(tree)))
+
+
+def _tolerance(grads, params, extra_args) -> float:
+    """By the narrowest dtype that anything is computed in."""
+    functions = _functions(extra_args)
+    leaves = jax.tree.leaves((grads, params))
+    is_narrow = any(_tree.wide_dtype(x) != jnp.result_type(x) for x in leaves)
+    for name in ("grad_fn", "value_fn"):
+        if name in functions and not is_narrow:
+            try:
+                jaxpr = str(jax.make_jaxpr(functions[name])(params))
+            except Exception:  # of the user's, which is met again
+                continue
+            is_narrow = "f16[" in jaxpr or "f8_" in jaxpr
+    return 0.1 if is_narrow else 0.01
+
+
+def _functions(extra_args) -> dict[str, Callable]:
+    names = ("grad_fn", "value_fn", "example_loss_fn")
+    return {name: extra_args[name] for name in names if callable(extra_args.get(name))}
+
+
+def _find(tree, kind) -> list:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
+    return [x for x in leaves if isinstance(x, kind)]
