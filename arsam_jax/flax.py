@@ -145,7 +145,7 @@ def nnx_value_and_grad(
 
             value_and_grad = jax.value_and_grad(loss_at, has_aux=True)
             (loss, (aux, changed)), grads = fast_convolutions(value_and_grad)(params)
-            rest = jax.tree.map(lambda x, y: x.astype(y.dtype), changed, rest)
+            rest = jax.tree.map(_with_dtype_of, rest, changed)
             return (rest, _tree.add(total, grads)), (loss, aux)
 
         start = (rest, jax.tree.map(jnp.zeros_like, _tree.widen(params)))
@@ -156,6 +156,10 @@ def nnx_value_and_grad(
     value, grads, changed = accumulate(params)
     nnx.update(model, changed)
     return value, grads, lambda params: accumulate(params)[1]
+
+
+def _with_dtype_of(old, new):
+    return new if new.dtype == old.dtype else new.astype(old.dtype)  # a key has no astype
 
 
 def _split(args, num_parts):

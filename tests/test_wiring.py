@@ -314,18 +314,33 @@ def test_linen_with_batch_norm_and_dropout():
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("num_microbatches", [1, 2])
-def test_nnx_with_batch_norm_and_dropout(num_microbatches):
+def test_nnx_with_batch_norm_and_dropout():
     model, optimizer = test_flax.nnx_setup(arsam_jax.sam(0.1))
-    arguments = (test_flax.with_aux, model, test_flax.X, test_flax.Y)
-    settings = {"has_aux": True, "num_microbatches": num_microbatches}
-    _, grads, grad_fn = nnx_value_and_grad(*arguments, **settings)
+    _, grads, grad_fn = nnx_value_and_grad(test_flax.nnx_loss, model)
     params = nnx.state(model, nnx.Param)
     check_wiring(optimizer.tx, grads, params, grad_fn=grad_fn)
     check_wiring(optimizer.tx, *nnx.as_pure((grads, params)), grad_fn=grad_fn)
-    _, _, late = nnx_value_and_grad(*arguments, **settings)
+    _, _, late = nnx_value_and_grad(test_flax.nnx_loss, model)
     with pytest.raises(ValueError, match="another mini-batch, dropout key"):
         check_wiring(optimizer.tx, grads, params, grad_fn=late)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_nnx_step_that_runs_once_without_jit():
+    model, optimizer = test_flax.nnx_setup(arsam_jax.sam(0.1))
+
+    @nnx.jit
+    def step(model, optimizer):
+        _, grads, grad_fn = nnx_value_and_grad(
+            test_flax.with_aux, model, test_flax.X, test_flax.Y, has_aux=True, num_microbatches=2
+        )
+        params = nnx.state(model, nnx.Param)
+        check_wiring(optimizer.tx, grads, params, grad_fn=grad_fn)
+        optimizer.update(model, grads, grad_fn=grad_fn)
+
+    with jax.disable_jit():
+        step(model, optimizer)
+    assert arsam_jax.metrics_dict(optimizer.opt_state)["num_sampled"] == 1
 
 
 @pytest.mark.usefixtures("standard_promotion")
