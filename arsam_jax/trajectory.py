@@ -3,20 +3,23 @@ r"""SAF and MESA: sharpness-aware training without a second gradient, by a term 
 Both penalise how far the outputs of the network move along its own trajectory,
 
 .. math::
-    \frac{\lambda}{B} \sum_i \mathrm{KL}\big(\mathrm{softmax}(z_i^{past} / \tau) \,\|\,
+    \frac{\lambda \tau^2}{B} \sum_i \mathrm{KL}\big(\mathrm{softmax}(z_i^{past} / \tau) \,\|\,
     \mathrm{softmax}(z_i / \tau)\big),
 
 and differ in where the past logits come from. SAF keeps those of each example from a few epochs
 ago (``LogitMemory``); MESA computes them with a moving average of the weights::
 
     past = model.apply(ema_params, batch)                          # one more forward pass
-    loss = loss + trajectory_loss(past, logits)
-    ema_params = optax.incremental_update(params, ema_params, 1 - 0.9995)
+    loss = loss + mesa_loss(past, logits, epoch)
+    ema_params = optax.incremental_update(params, ema_params, 1 - MESA_DECAY)
 
 These are terms of a loss and not transformations of a gradient: add them to the loss of plain SGD.
+The factor τ² and the defaults are those of the authors' code, its README and commands. Epochs count
+from 0, and the term is there while ``start_epoch < epoch < end_epoch``.
 
 References:
-  Du et al., Sharpness-Aware Training for Free (arXiv 2205.14083), equations 7 and 8.
+  Du et al., Sharpness-Aware Training for Free (arXiv 2205.14083), equations 7 and 8, and
+  https://github.com/AngusDujw/SAF.
 """
 
 from typing import Any, NamedTuple
@@ -27,6 +30,12 @@ import jax.numpy as jnp
 
 from arsam_jax import _check
 
+START_EPOCH = 5
+"""Up to and with this epoch there is no term, unless another one is given."""
+
+MESA_DECAY = 0.9998
+"""Of MESA's moving average in the authors' code; 0.9995 in the paper."""
+
 
 def trajectory_loss(
     past_logits: chex.Array,
@@ -35,13 +44,13 @@ def trajectory_loss(
     temperature: chex.Numeric = 5.0,
     strength: chex.Numeric = 0.3,
 ) -> jax.Array:
-    """The penalty above, a scalar of at least float32.
+    """The penalty above in every epoch, a scalar of at least float32.
 
     Args:
       past_logits: z_past, (batch, classes); no gradient flows into them.
       logits: z, (batch, classes).
       temperature: τ > 0.
-      strength: λ >= 0.
+      strength: λ >= 0; the authors take 0.3 for SAF and 0.8 for MESA.
     """
     _check.check_number("temperature", temperature, above=0)
     _check.check_number("strength", strength, low=0)
@@ -58,22 +67,58 @@ def trajectory_loss(
     past = log_probabilities(jax.lax.stop_gradient(past_logits))
     now = log_probabilities(logits)
     weight = jnp.exp(past)
-    difference = jnp.where(weight > 0, past - now, 0)  # a class that is masked out has logit -inf
-    divergence = jnp.sum(weight * difference, axis=-1).mean()
-    return jnp.asarray(strength, divergence.dtype) * divergence
+    # A class that is masked out has logit -inf, and would give NaN even where it is not selected.
+    past, now = (jnp.where(weight > 0, x, 0) for x in (past, now))
+    divergence = jnp.sum(weight * (past - now), axis=-1).mean()
+    factor = jnp.asarray(strength, divergence.dtype)
+    return factor * jnp.asarray(temperature, divergence.dtype) ** 2 * divergence
+
+
+def mesa_loss(
+    past_logits: chex.Array,
+    logits: chex.Array,
+    epoch: Any,
+    *,
+    start_epoch: int = START_EPOCH,
+    end_epoch: int = 360,
+    temperature: chex.Numeric = 5.0,
+    strength: chex.Numeric = 0.8,
+) -> jax.Array:
+    """MESA's term: ``trajectory_loss`` while ``start_epoch < epoch < end_epoch``, else 0.
+
+    Args:
+      past_logits: (batch, classes), of the averaged weights.
+      logits: (batch, classes).
+      epoch: int scalar, from 0.
+      start_epoch: >= 0; the authors take 5, or 30 % of the epochs.
+      end_epoch: of the term, >= 0.
+      temperature: τ > 0.
+      strength: λ >= 0.
+    """
+    term = trajectory_loss(past_logits, logits, temperature=temperature, strength=strength)
+    return _while(epoch, start_epoch, end_epoch, term)
+
+
+def _while(epoch, start_epoch, end_epoch, term):
+    _check.check_integer("start_epoch", start_epoch, low=0)
+    _check.check_integer("end_epoch", end_epoch, low=0)
+    return jnp.where((epoch > start_epoch) & (epoch < end_epoch), term, 0)
 
 
 class LogitMemory(NamedTuple):
     """SAF's memory: the logits that each example had in the last ``lag`` epochs.
 
-    Its cost is lag × examples × classes numbers: 6 MB for CIFAR-10 in float32, 15 GB for ImageNet.
-    Arrays only, so it is checkpointed with the rest of the state.
+    Its cost is lag × examples × classes numbers: 6 MB for CIFAR-10 in float32, 15 GB for ImageNet;
+    and a byte for each lag and example. Arrays only, so it is checkpointed with the rest of the
+    state.
 
     Attributes:
-      logits: (lag, examples, classes); epoch e is in row e mod lag, NaN where nothing is kept yet.
+      logits: (lag, examples, classes); epoch e is in row e mod lag.
+      is_kept: bool, (lag, examples): where there are logits, free of NaN.
     """
 
     logits: jax.Array
+    is_kept: jax.Array
 
     @classmethod
     def create(
@@ -94,13 +139,19 @@ class LogitMemory(NamedTuple):
         ):
             _check.check_integer(name, value, low=1)
         _check.check_floating_dtype("dtype", dtype)
-        return cls(jnp.full([lag, num_examples, num_classes], jnp.nan, dtype))
+        return cls(
+            jnp.zeros([lag, num_examples, num_classes], dtype),
+            jnp.zeros([lag, num_examples], bool),
+        )
 
     def write(self, index: chex.Array, epoch: Any, logits: chex.Array) -> "LogitMemory":
         """Keeps the logits of the examples ``index`` (int, (batch,)) of this epoch (from 0)."""
         row = epoch % self.logits.shape[0]
-        kept = self.logits.at[row, index].set(logits.astype(self.logits.dtype))
-        return LogitMemory(kept)
+        logits = logits.astype(self.logits.dtype)
+        is_kept = ~jnp.isnan(logits).any(axis=-1)
+        return LogitMemory(
+            self.logits.at[row, index].set(logits), self.is_kept.at[row, index].set(is_kept)
+        )
 
     def loss(
         self,
@@ -108,16 +159,18 @@ class LogitMemory(NamedTuple):
         epoch: Any,
         logits: chex.Array,
         *,
-        start_epoch: int = 5,
+        start_epoch: int = START_EPOCH,
+        end_epoch: int = 300,
         temperature: chex.Numeric = 5.0,
         strength: chex.Numeric = 0.3,
     ) -> jax.Array:
         """SAF's term for the examples ``index``; call it before ``write`` of the same epoch.
 
-        0 before ``start_epoch``. An example of which nothing is kept in that row adds 0.
+        ``trajectory_loss`` while ``start_epoch < epoch < end_epoch``, else 0. An example of which
+        nothing is kept in that row adds 0.
         """
-        _check.check_integer("start_epoch", start_epoch, low=0)
-        kept = self.logits[epoch % self.logits.shape[0], index].astype(logits.dtype)
-        past = jnp.where(jnp.isnan(kept), logits, kept)
+        row = epoch % self.logits.shape[0]
+        kept = self.logits[row, index].astype(logits.dtype)
+        past = jnp.where(self.is_kept[row, index][:, None], kept, logits)
         term = trajectory_loss(past, logits, temperature=temperature, strength=strength)
-        return jnp.where(epoch >= start_epoch, term, 0)
+        return _while(epoch, start_epoch, end_epoch, term)

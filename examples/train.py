@@ -21,6 +21,7 @@ import jax
 from rich import progress
 from rich.console import Console
 
+from arsam_jax.trajectory import START_EPOCH
 from examples import config as settings
 from examples import data, images, loop, noise, processes, report, runs
 from examples.methods import perturbation_size
@@ -200,8 +201,16 @@ def _describe(config: settings.Config, trainer: Trainer) -> str:
         f" {num_evaluated:,} {runs.accuracy_name(config)} images of {shape};"
         f" {config.model} with {trainer.num_params:,} parameters;"
         f" {config.epochs} epochs, {trainer.total_steps:,} steps; on {_devices(trainer)}"
-        f"{saf if 'saf' in config.method else ''}{_effective_m(config)}"
+        f"{saf if 'saf' in config.method else ''}{_effective_m(config)}{_without_term(config)}"
     )
+
+
+def _without_term(config: settings.Config) -> str:
+    """Says which methods are plain SGD, since their term starts after the last epoch."""
+    methods = ", ".join(m for m in ("saf", "mesa") if m in config.method)
+    if not methods or config.epochs > START_EPOCH + 1 or config.smoke:
+        return ""
+    return f"; warning: nothing but sgd before epoch {START_EPOCH + 2}: {methods}"
 
 
 def _devices(trainer: Trainer) -> str:

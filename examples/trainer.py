@@ -10,7 +10,7 @@ import optax
 
 import arsam_jax
 import arsam_jax.flax
-from arsam_jax.trajectory import LogitMemory, trajectory_loss
+from arsam_jax.trajectory import MESA_DECAY, LogitMemory, mesa_loss
 from examples import augment, devices, pipeline
 from examples.config import Config, ConfigError
 from examples.data import Dataset
@@ -30,7 +30,6 @@ STEP_METRICS = (
     "cosine",
 )
 _EVALUATION_BATCH = 500
-_MESA_DECAY, _MESA_START_EPOCH = 0.9995, 5
 
 
 class MovingAverage(NamedTuple):
@@ -237,8 +236,7 @@ class Trainer:
                     return memory.loss(index, epoch, logits)
                 case MovingAverage(params):
                     _, past_logits, _ = forward(params, batch_stats, batch, key)
-                    term = trajectory_loss(past_logits, logits)
-                    return jnp.where(epoch >= _MESA_START_EPOCH, term, 0)
+                    return mesa_loss(past_logits, logits, epoch)
             return 0
 
         def loss_fn(params, batch_stats, batch, index, key):
@@ -281,7 +279,7 @@ class Trainer:
             case LogitMemory() as memory:
                 new_state = new_state.replace(trajectory=memory.write(index, epoch, logits))
             case MovingAverage(params):
-                average = optax.incremental_update(new_state.params, params, 1 - _MESA_DECAY)
+                average = optax.incremental_update(new_state.params, params, 1 - MESA_DECAY)
                 new_state = new_state.replace(trajectory=MovingAverage(average))
             case PreviousBatch():
                 new_state = new_state.replace(trajectory=PreviousBatch(images, labels))

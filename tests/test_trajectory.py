@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from arsam_jax.trajectory import LogitMemory, trajectory_loss
+from arsam_jax.trajectory import LogitMemory, mesa_loss, trajectory_loss
 
 RNG = np.random.default_rng(0)
 
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 def kl(past, now, temperature):
     p = scipy.special.softmax(past / temperature, axis=1)
     q = scipy.special.softmax(now / temperature, axis=1)
-    return (p * np.log(p / q)).sum(1).mean()
+    return temperature**2 * (p * np.log(p / q)).sum(1).mean()
 
 
 @pytest.mark.parametrize(("temperature", "strength"), [(5.0, 0.3), (1.0, 2.0)])
@@ -62,7 +62,7 @@ def test_the_memory_compares_with_the_same_example_of_lag_epochs_ago():
             logits = jnp.asarray(outputs[epoch, batch], jnp.float32)
             term, memory = step(memory, jnp.asarray(batch), jnp.int32(epoch), logits)
             expected = 0.3 * kl(outputs[epoch - lag, batch], outputs[epoch, batch], 5.0)
-            np.testing.assert_allclose(term, expected if epoch >= 4 else 0, rtol=1e-3, atol=1e-7)
+            np.testing.assert_allclose(term, expected if epoch > 4 else 0, rtol=1e-3, atol=1e-7)
 
 
 def test_nothing_is_asked_of_a_memory_that_is_not_full():
@@ -90,7 +90,49 @@ def test_an_example_that_was_never_kept_adds_nothing():
 def test_the_memory_costs_what_it_says():
     memory = LogitMemory.create(50_000, 10)
     assert memory.logits.nbytes == 3 * 50_000 * 10 * 4
+    assert memory.is_kept.nbytes == 3 * 50_000
     assert LogitMemory.create(50_000, 10, dtype=jnp.bfloat16).logits.nbytes == 3 * 50_000 * 10 * 2
+
+
+@pytest.mark.parametrize(
+    ("term", "strength", "end"),
+    [
+        (lambda past, now, epoch: _full(past).loss(jnp.arange(7), epoch, now), 0.3, 300),
+        (mesa_loss, 0.8, 360),
+    ],
+    ids=["saf", "mesa"],
+)
+def test_the_defaults_are_those_of_the_authors(term, strength, end):
+    past, now = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 7, 4)) * 3)
+    expected = strength * kl(np.asarray(past), np.asarray(now), 5.0)
+    for epoch, is_on in ((0, False), (5, False), (6, True), (end - 1, True), (end, False)):
+        np.testing.assert_allclose(term(past, now, epoch), expected * is_on, rtol=1e-4)
+
+
+def _full(past):
+    memory = LogitMemory.create(*past.shape, lag=3)
+    for epoch in range(3):
+        memory = memory.write(jnp.arange(len(past)), epoch, past)
+    return memory
+
+
+@pytest.mark.parametrize("jit", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
+def test_nothing_is_nan_on_the_way(jit):
+    """Neither what is not kept yet nor a class that is masked out."""
+    with jax.debug_nans(True):
+        memory = LogitMemory.create(4, 3, lag=1)
+        index = jnp.array([0, 2])
+        logits = jnp.array([[0.0, 1.0, -jnp.inf]] * 4)
+        memory = jit(LogitMemory.write)(memory, index, 6, logits[index])
+        loss = jit(jax.value_and_grad(lambda z: memory.loss(jnp.arange(4), 7, z)))
+        assert loss(2 * logits)[0] > 0
+
+
+def test_logits_that_are_nan_are_not_kept():
+    memory = _full(jnp.ones((2, 3)))
+    memory = memory.write(jnp.arange(2), 6, jnp.array([[jnp.nan, 0, 0], [0, 0, 0]]))
+    np.testing.assert_array_equal(memory.is_kept[0], [False, True])
+    assert jnp.isfinite(memory.loss(jnp.arange(2), 9, jnp.eye(3)[:2]))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +141,7 @@ def test_the_memory_costs_what_it_says():
         (lambda: trajectory_loss(jnp.ones((2, 3)), jnp.ones((2, 3)), temperature=0), "temperature"),
         (lambda: trajectory_loss(jnp.ones((2, 3)), jnp.ones((2, 3)), strength=-1), "strength"),
         (lambda: trajectory_loss(jnp.ones((2, 4)), jnp.ones((2, 3))), "past_logits"),
+        (lambda: mesa_loss(jnp.ones((2, 3)), jnp.ones((2, 3)), 7, end_epoch=-1), "end_epoch"),
         (lambda: LogitMemory.create(0, 3), "num_examples"),
         (lambda: LogitMemory.create(3, 3, lag=0), "lag"),
         (lambda: LogitMemory.create(3, 3, dtype=jnp.int8), "dtype"),
