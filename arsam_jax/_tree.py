@@ -98,9 +98,10 @@ def local_to(axis_name: Any, tree: Any) -> Any:
     """``tree`` as values of each device, so that a gradient with respect to it stays local.
 
     Inside ``jax.shard_map`` the gradient with respect to a replicated value is summed over the
-    devices by default. Elsewhere this does nothing.
+    devices by default. Elsewhere, in ``pmap`` and ``vmap``, this does nothing.
     """
-    names = axes(axis_name)
+    unseen = unseen_axes(axis_name)
+    names = tuple(axis for axis in axes(axis_name) if axis not in unseen)
 
     def vary(x):
         missing = tuple(axis for axis in names if axis not in varying_axes(x))
@@ -136,7 +137,7 @@ def local_key(axis_name: Any, key: jax.Array) -> jax.Array:
 def varying_axes(x: Any) -> frozenset:
     """The mapped axes over which ``shard_map`` knows ``x`` to vary.
 
-    None are known in ``pmap``, nor in ``shard_map(check_vma=False)``.
+    None are known in ``pmap`` and ``vmap``, nor in ``shard_map(check_vma=False)``.
     """
     aval = jax.typeof(x)
     manual = getattr(aval, "manual_axis_type", None)

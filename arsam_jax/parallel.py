@@ -24,12 +24,12 @@ def value_and_grad(
     Written by hand, this goes wrong without a sign of it: inside ``jax.shard_map`` with its default
     ``check_vma=True`` the gradient with respect to replicated parameters is already a sum over the
     devices, so ``pmean(grad(loss))`` is N times too large; ``grad(pmean(loss))`` is right there and
-    wrong in ``pmap``. This is right in ``pmap`` and in ``shard_map`` of either kind.
+    wrong in ``pmap``. This is right in ``pmap``, ``vmap`` and ``shard_map`` of either kind.
 
     Args:
       loss_fn: ``(params, *args) -> loss``, the mean over the examples of its own device; with
         ``has_aux``, ``(loss, aux)``.
-      axis_name: of ``pmap`` or ``shard_map``, or a tuple of names.
+      axis_name: of ``pmap``, ``vmap`` or ``shard_map``, or a tuple of names.
       has_aux: whether ``loss_fn`` also returns something else. It is left as it is: average the
         statistics of BatchNorm in ``loss_fn``.
 

@@ -107,6 +107,30 @@ def test_vmap_over_models_equals_each_alone(name):
     chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_vmap_over_parts_of_the_batch_equals_one_device(name):
+    tx = make_tx(name)
+    step = jax.vmap(make_step(tx, axis_name="batch"), in_axes=(None, None, 0), axis_name="batch")
+
+    def in_parts(step):
+        """Of the batch, or each the whole of it where the perturbation is that of a part."""
+
+        def parted(params, opt_state, batch):
+            if METHODS[name].is_local:
+                parts = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
+            else:
+                parts = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), batch)
+            result = step(params, opt_state, parts)
+            first, second = (jax.tree.map(lambda x, i=i: x[i], result) for i in (0, 1))
+            assert_bits_equal(first, second)
+            return first
+
+        return parted
+
+    for steps, in_jit in ((6, True), (1, False)):
+        result = train(tx, steps, step=in_parts(jax.jit(step) if in_jit else step))
+        chex.assert_trees_all_close(result, train_jitted(name, steps), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("dtype", "bias_dtype"),
     [

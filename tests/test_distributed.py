@@ -208,7 +208,7 @@ def mapped_over(devices, function, in_specs, out_specs=None, check_vma=True):
 
 
 @pytest.mark.parametrize("has_aux", [False, True])
-@pytest.mark.parametrize("regime", ["pmap", "shard_map", "shard_map unchecked"])
+@pytest.mark.parametrize("regime", ["pmap", "vmap", "shard_map", "shard_map unchecked"])
 def test_value_and_grad_is_that_of_the_whole_batch(regime, has_aux):
     rng = np.random.default_rng(0)
     w, x = jnp.asarray(rng.normal(size=3)), jnp.asarray(rng.normal(size=(8, 3)))
@@ -225,6 +225,9 @@ def test_value_and_grad_is_that_of_the_whole_batch(regime, has_aux):
     if regime == "pmap":
         pmapped = jax.pmap(both, "batch", in_axes=(None, 0), devices=jax.devices()[:4])
         result = jax.tree.map(lambda x: x[0], pmapped(w, x.reshape(4, 2, 3)))
+    elif regime == "vmap":
+        vmapped = jax.vmap(both, in_axes=(None, 0), axis_name="batch")
+        result = jax.tree.map(lambda x: x[0], vmapped(w, x.reshape(4, 2, 3)))
     else:
         checked = regime == "shard_map"
         specs = (P(), P("batch"))
