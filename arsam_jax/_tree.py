@@ -64,8 +64,10 @@ def dot(a: Any, b: Any) -> jax.Array:
 
 
 def norm(tree: Any) -> jax.Array:
-    """Euclidean norm over all leaves, accumulated in at least float32."""
-    return jnp.sqrt(dot(tree, tree))
+    """Euclidean norm over all leaves, accumulated in at least float32; its derivative at 0 is 0."""
+    square = dot(tree, tree)
+    is_zero = square == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
 
 
 def narrow_leaves(tree: Any, norm: jax.Array) -> list[jax.Array]:
