@@ -110,11 +110,25 @@ def final_phase(total_steps: int, share: float) -> SamplingPolicy:
     return SamplingPolicy(lambda: (), decide)
 
 
-class GradientNormGateState(NamedTuple):
-    """State of ``gradient_norm_gate``: moving mean and variance of ‖g‖², float32 scalars."""
+class Moments(NamedTuple):
+    """Moving mean and variance of a signal, which are ``mean · 4^exponent`` and ``variance ·
+    16^exponent``: so the fourth power of a norm does not overflow, nor vanish.
+
+    Attributes:
+      mean: float32 scalar.
+      variance: float32 scalar.
+      exponent: int32 scalar.
+    """
 
     mean: jax.Array
     variance: jax.Array
+    exponent: jax.Array
+
+
+class GradientNormGateState(NamedTuple):
+    """State of ``gradient_norm_gate``: the moments of ‖g‖²."""
+
+    moments: Moments
 
 
 def gradient_norm_gate(
@@ -148,27 +162,59 @@ def gradient_norm_gate(
     _check.check_number("lambda_2", lambda_2)
 
     def init():
-        return GradientNormGateState(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32))
+        return GradientNormGateState(_no_moments())
 
     def decide(state, step, grad_norm):
-        x = jnp.square(grad_norm)
-        mean, variance = _moving_moments(state.mean, state.variance, x, decay)
+        x, unmoved = _square_in_unit(state.moments, grad_norm)
+        moments = _moved(unmoved, x, decay)
         progress = step.astype(jnp.float32) / jnp.asarray(total_steps, jnp.float32)
         progress = jnp.minimum(progress, 1)
         threshold = progress * lambda_1 + (1 - progress) * lambda_2
-        sampled = x >= mean + threshold * jnp.sqrt(variance)
-        return sampled, GradientNormGateState(mean, variance)
+        sampled = x >= moments.mean + threshold * jnp.sqrt(moments.variance)
+        return sampled, GradientNormGateState(moments)
 
     return SamplingPolicy(init, decide)
 
 
-def _moving_moments(mean, variance, value, decay):
-    """Mean and variance moved by one value; as they were where that would overflow."""
+def _no_moments():
+    return Moments(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32), jnp.zeros([], jnp.int32))
+
+
+def _moved(moments, value, decay):
+    """The moments moved by one value, in their unit.
+
+    Where that overflows, which takes a norm some 2³² times the usual one, their unit doubles: one
+    such gradient is soon forgotten, and a scale that stays is reached.
+    """
     decay = jnp.asarray(decay, jnp.float32)
-    new_mean = decay * mean + (1 - decay) * value
-    new_variance = decay * variance + (1 - decay) * jnp.square(value - new_mean)
-    is_finite = jnp.isfinite(new_variance)
-    return jnp.where(is_finite, new_mean, mean), jnp.where(is_finite, new_variance, variance)
+    mean = decay * moments.mean + (1 - decay) * value
+    variance = decay * moments.variance + (1 - decay) * jnp.square(value - mean)
+    doubled = moments._replace(exponent=moments.exponent + 1)
+    return _tree.where(jnp.isfinite(variance), Moments(mean, variance, moments.exponent), doubled)
+
+
+def _square_in_unit(moments, norm):
+    """norm² and the moments of it, both in the unit in which these are near 1.
+
+    The unit is a power of two, so that no rounding depends on it. Before the first norm it is that
+    of this one.
+    """
+    largest = jnp.maximum(moments.mean, jnp.sqrt(moments.variance))
+    held = moments.exponent + _exponent(largest) // 2
+    exponent = jnp.clip(jnp.where(largest > 0, held, _exponent(norm)), -126, 126)
+    unit = _power_of_two(moments.exponent - exponent)
+    mean = moments.mean * unit * unit
+    variance = moments.variance * unit * unit * unit * unit
+    x = jnp.square(norm * _power_of_two(-exponent))
+    return x, Moments(mean, variance, exponent)
+
+
+def _exponent(x):
+    return jnp.frexp(jax.lax.stop_gradient(x))[1]
+
+
+def _power_of_two(exponent):
+    return jnp.ldexp(jnp.ones([], jnp.float32), exponent)
 
 
 class BudgetedState(NamedTuple):
@@ -177,15 +223,13 @@ class BudgetedState(NamedTuple):
     Attributes:
       key: uint32 (2,), folded with the step for each draw.
       credit: float32 scalar, the samples that are due.
-      mean: float32 scalar, moving average of the signal.
-      variance: float32 scalar, moving average of its squared deviation.
+      moments: of the signal.
       score: float32 scalar, in [-1, 1], of the last signal seen.
     """
 
     key: jax.Array
     credit: jax.Array
-    mean: jax.Array
-    variance: jax.Array
+    moments: Moments
     score: jax.Array
 
 
@@ -238,21 +282,22 @@ def budgeted(
     _check.check_seed(seed)
 
     def init():
-        zeros = (jnp.zeros([], jnp.float32) for _ in range(4))
-        return BudgetedState(_random.make_key(seed), *zeros)
+        credit, score = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
+        return BudgetedState(_random.make_key(seed), credit, _no_moments(), score)
 
-    def watch(state, value):
-        """Moves the averages by one value of the signal."""
-        mean, variance = _moving_moments(state.mean, state.variance, value, 0.9)
-        score = jnp.tanh(_tree.safe_divide(value - mean, jnp.sqrt(variance)))
-        return state._replace(mean=mean, variance=variance, score=score)
+    def watch(state, value, unmoved):
+        """Moves the averages by one value of the signal, both in one unit."""
+        moments = _moved(unmoved, value, 0.9)
+        deviation = jnp.sqrt(moments.variance)
+        score = jnp.tanh(_tree.safe_divide(value - moments.mean, deviation))
+        return state._replace(moments=moments, score=score)
 
     def decide(state, step, grad_norm):
         if signal == "random":
             draw = jax.random.uniform(_random.step_key(state.key, step), dtype=jnp.float32)
             state = state._replace(score=2 * draw - 1)
         elif signal == "gradient_norm":
-            state = watch(state, jnp.square(grad_norm))
+            state = watch(state, *_square_in_unit(state.moments, grad_norm))
         most = freedom = jnp.asarray(slack if signal != "none" else 0, jnp.float32)
         if total_steps is not None:
             remaining = (jnp.asarray(total_steps, jnp.int32) - step - 1).astype(jnp.float32)
@@ -267,7 +312,8 @@ def budgeted(
         if signal != "ratio":
             return state
         value = jnp.log(correction_norm / grad_norm)
-        return _tree.where(sampled & jnp.isfinite(value), watch(state, value), state)
+        is_seen = sampled & jnp.isfinite(value)
+        return _tree.where(is_seen, watch(state, value, state.moments), state)
 
     return SamplingPolicy(init, decide, record)
 

@@ -1149,6 +1149,58 @@ def test_one_huge_gradient_does_not_end_a_policy_that_follows_gradient_norms(pol
     assert decisions(norms)[after].count(True) == pytest.approx(usual[after].count(True), abs=2)
 
 
+def test_a_norm_policy_follows_a_scale_that_stays():
+    norms = np.exp(0.3 * np.random.default_rng(0).normal(size=200)).astype(np.float32)
+    norms[:20] *= 1e-12
+    policy = sampling.gradient_norm_gate(200)
+
+    def step(state, seen):
+        sampled, state = policy.decide(state, *seen)
+        return state, sampled
+
+    _, sampled = jax.lax.scan(step, policy.init(), (jnp.arange(200, dtype=jnp.int32), norms))
+    assert 0.1 < sampled[60:].mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: arsam_jax.ae_sam(0.1, 40),
+        lambda: arsam_jax.arsam(0.1, 1.0, segment_length=5, initial_samples=3),
+        *(
+            lambda signal=signal: arsam_jax.sharpness_aware(
+                0.1, sampling=sampling.budgeted(0.4, signal=signal)
+            )
+            for signal in ("gradient_norm", "ratio")
+        ),
+    ],
+    ids=["ae_sam", "arsam", "budgeted_gradient_norm", "budgeted_ratio"],
+)
+def test_decisions_do_not_depend_on_the_scale_of_the_loss(make):
+    tx = make()
+    batches = jax.tree.map(lambda *x: jnp.stack(x), *map(make_batch, range(40)))
+
+    @jax.jit
+    def decisions(scale):
+        def step(carry, batch):
+            params, state = carry
+
+            def grad_fn(params):
+                return jax.grad(lambda params: scale * loss_fn(params, batch))(params)
+
+            updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+            params = jax.tree.map(lambda p, u: p - 0.05 * (u / scale), params, updates)
+            return (params, state), state.metrics.sampled
+
+        params = make_params()
+        return jax.lax.scan(step, (params, tx.init(params)), batches)[1]
+
+    usual = decisions(1.0)
+    assert 0 < usual.sum() < 40
+    for scale in (1e-15, 1e15):
+        np.testing.assert_array_equal(decisions(scale), usual)
+
+
 def test_final_phase_counts_exactly_and_a_share_of_nothing_takes_nothing():
     steps = 2**25 + 1  # beyond what float32 counts
     policy = sampling.final_phase(steps, 1 / steps)
