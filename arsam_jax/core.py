@@ -124,6 +124,7 @@ def sharpness_aware(
 
     def init_fn(params):
         _check.check_arrays("params", params)
+        params = jax.tree.map(_array_of, params)
         dtypes = {jnp.result_type(x) for x in jax.tree.leaves(params)}
         if not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
             raise ValueError(
@@ -298,6 +299,11 @@ _METRIC_DTYPES = dict.fromkeys(Metrics._fields, jnp.float32) | {
     "sampled": jnp.bool_,
     "num_sampled": jnp.int32,
 }
+
+
+def _array_of(x):
+    """Zeros for a ``jax.ShapeDtypeStruct``, of which optax's transformations make a state, too."""
+    return jnp.zeros_like(x) if isinstance(x, jax.ShapeDtypeStruct) else x
 
 
 def _float32(x):

@@ -73,6 +73,16 @@ def test_one_compilation_and_a_state_of_fixed_types(name):
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(opt_state))
 
 
+def test_shapes_alone_make_a_state(name):
+    """Of arrays, as those of ``optax.adam``; it depends on no value of the parameters."""
+    tx = METHODS[name].make()
+    shapes = jax.eval_shape(make_params)
+    expected = tx.init(make_params())
+    assert_bits_equal(tx.init(shapes), expected)
+    abstract = jax.eval_shape(tx.init, shapes)
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, expected)
+
+
 def test_donated_buffers(name):
     tx = make_tx(name)
     expected = train_jitted(name, 8)
