@@ -82,6 +82,7 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def check_floating_dtype(name: str, dtype: Any, *, or_none: bool = False) -> None:
     """Raises unless ``dtype`` is a floating point dtype, or None where that is allowed."""
+    check_static(name, dtype, "a dtype")
     try:
         is_allowed = or_none if dtype is None else jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:  # no dtype at all
@@ -91,12 +92,23 @@ def check_floating_dtype(name: str, dtype: Any, *, or_none: bool = False) -> Non
         raise ValueError(f"{name} must be {allowed}, got {dtype!r}.")
 
 
-def check_static(name: str, value: Any) -> None:
-    """Raises if ``value`` is an array, where it decides shapes or structure."""
+def check_static(
+    name: str,
+    value: Any,
+    allowed: str = "a Python number, since it decides shapes",
+    *,
+    static_args: tuple[str, ...] | None = None,
+) -> None:
+    """Raises if ``value`` is an array, where it decides shapes or structure.
+
+    ``static_args`` are what to leave out of ``optax.inject_hyperparams``, which makes arrays of
+    numbers and calls functions with a step; ``name`` alone by default.
+    """
     if isinstance(value, jax.Array):
+        names = " and ".join(map(repr, static_args or (name,)))
         raise TypeError(
-            f"{name} must be a Python number, since it decides shapes, got {value!r}. With"
-            f" optax.inject_hyperparams, name {name!r} in its static_args."
+            f"{name} must be {allowed}, got {value!r}. With optax.inject_hyperparams, name {names}"
+            " in its static_args."
         )
 
 

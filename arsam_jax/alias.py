@@ -168,7 +168,8 @@ def arsam(
       min_samples: least expected samples in a segment, in [0, M].
       warmup_steps: the steps at the start that are all sampled.
       reuse_steps: the steps after a sample that reuse its PSF. 2 is the paper's ARSAM, 0 its
-        ablation ARSAM-A without a buffer, None reuses until the next sample.
+        ablation ARSAM-A without a buffer, a Python number (with optax.inject_hyperparams name it in
+        static_args); None reuses until the next sample.
       reuse_dtype: of the buffer; None keeps that of the parameters.
       norm_mask: tree of bools, or a function that makes it from the parameters: the leaves over
         which the ratio is measured. With optax.inject_hyperparams name it in static_args.
@@ -613,7 +614,10 @@ def sparse_sam(
       Mi et al. (arXiv 2210.05177) and its official code; docs/methods.md lists what differs.
     """
     if not callable(mask):
-        raise TypeError(f"mask must be a function from the sparsity to an ascent, got {mask!r}.")
+        raise TypeError(
+            f"mask must be a function from the sparsity to an ascent, got {mask!r}. With"
+            " optax.inject_hyperparams, name 'sparsity' and 'mask' in its static_args."
+        )
     made = mask(sparsity)
     if not isinstance(made, optax.GradientTransformation):
         raise TypeError(

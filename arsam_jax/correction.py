@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from arsam_jax import _check, _tree
 
@@ -93,6 +94,8 @@ def reuse_psf(
     """
     if steps is not None:
         _check.check_integer("reuse_steps", steps, low=0)
+        if not isinstance(steps, Tracer) and steps == 0:
+            _check.check_static("reuse_steps", steps, "a Python number where it is 0")
     _check.check_floating_dtype("reuse_dtype", dtype, or_none=True)
     _check.check_number("strength", strength, low=0)
     if bound is not None:

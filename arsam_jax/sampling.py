@@ -396,6 +396,9 @@ def autoregressive(
     _check.check_integer("segment_length", segment_length, low=1)
     _check.check_integer("warmup_steps", warmup_steps, low=0)
     _check.check_seed(seed)
+    if isinstance(norm_mask, bool | jax.Array):  # of a function, called by inject_hyperparams
+        array = jnp.asarray(norm_mask)
+        _check.check_static("norm_mask", array, "a tree of bools or a function that makes it")
     if not isinstance(segment_length, Tracer):
         most = float(segment_length)
         _check.check_number("min_samples", min_samples, low=0, high=most)

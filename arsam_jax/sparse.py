@@ -259,7 +259,7 @@ def _sparse_mask(
     refresh: Callable,
     first_due: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    _check.check_static("sparsity", sparsity)
+    _check.check_static("sparsity", sparsity, static_args=("sparsity", "mask"))
     _check.check_number("sparsity", sparsity, low=0, below=1)
     _check.check_integer("refresh_every", refresh_every, low=1)
     _check.check_seed(seed)

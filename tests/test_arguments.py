@@ -1,5 +1,7 @@
 """Bad arguments: an error that names the argument, its value and what is allowed."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +132,49 @@ def test_inject_hyperparams_keeps_the_defaults_of_arsam():
     state = injected.init(params)
     _, state = injected.update(params, state, params, grad_fn=lambda w: w)
     assert float(state.hyperparams["segment_length"]) == 50
+
+
+ARGUMENTS = {
+    **dict.fromkeys(("rho", "radius", "delta", "eta"), 0.1),
+    **dict.fromkeys(("alpha", "beta", "gamma", "share", "sparsity", "bound", "strength"), 0.5),
+    **dict.fromkeys(("k", "num_steps", "num_microbatches", "reuse_steps", "seed"), 2),
+    **dict.fromkeys(("total_steps", "segment_length", "warmup_steps"), 5),
+    **dict.fromkeys(("decay", "ema_decay", "sigma", "inverse_temperature"), 0.9),
+    **dict.fromkeys(("initial_samples", "min_samples", "lambda_1", "lambda_2"), 1.0),
+    "speedup": 1.5,
+    "per": "tensor",
+    "reuse_dtype": jnp.bfloat16,
+    "norm_mask": lambda params: jax.tree.map(lambda p: True, params),
+    "mask": arsam_jax.sparse.fisher_mask,
+}
+STATIC = {
+    *("gamma", "num_microbatches", "num_steps", "share", "speedup"),
+    *("sparsity", "mask", "norm_mask", "reuse_dtype"),
+}
+
+
+@pytest.mark.parametrize("alias", arsam_jax.alias.__all__)
+def test_inject_hyperparams_takes_every_argument_or_says_what_is_static(alias):
+    function = getattr(arsam_jax, alias)
+    arguments = inspect.signature(function).parameters
+    needed = {n: ARGUMENTS[n] for n, p in arguments.items() if p.default is p.empty}
+    static = STATIC & arguments.keys()
+    static -= {"share"} if alias == "final_phase_sam" else set()  # it decides no shape there
+    for name in arguments:
+        given = needed | {name: ARGUMENTS[name]}
+        optax.inject_hyperparams(function, static_args=static)(**given).init(jnp.ones(2))
+        tx = optax.inject_hyperparams(function, static_args=static - {name})(**given)
+        if name not in static:
+            tx.init(jnp.ones(2))
+            continue
+        with pytest.raises(TypeError, match=f"name .*'{name}'.* in its static_args"):
+            tx.init(jnp.ones(2))
+
+
+def test_no_reuse_keeps_a_buffer_neither_injected_nor_not():
+    tx = optax.inject_hyperparams(arsam_jax.arsam)(0.1, 0.5, reuse_steps=0)
+    with pytest.raises(TypeError, match=r"^reuse_steps must be a Python number where it is 0, got"):
+        tx.init(jnp.ones(2))
 
 
 def test_reuse_needs_no_steps_argument_to_be_static():
