@@ -42,7 +42,9 @@ METHODS = {
         arsam_jax.arsam, {"rho": 0.1, "alpha": 0.5, "segment_length": 5, "initial_samples": 2}
     ),
     "arsam_without_reuse": Method(
-        arsam_jax.arsam, {"rho": 0.1, "alpha": 0.5, "segment_length": 4, "reuse_steps": 0}
+        arsam_jax.arsam,
+        {"rho": 0.1, "alpha": 0.5, "segment_length": 4, "reuse_steps": 0},
+        static=("reuse_steps",),
     ),
     "arsam_reuse_until_next": Method(
         arsam_jax.arsam, {"rho": 0.1, "alpha": 0.5, "initial_samples": 10, "reuse_steps": None}
