@@ -17,4 +17,5 @@ def step_key(key: jax.Array, step: chex.Numeric) -> jax.Array:
 
 def draw(key: jax.Array, step: chex.Numeric, probability: chex.Numeric) -> jax.Array:
     """Whether an event of this probability happens in this step."""
+    probability = jnp.asarray(probability, jnp.float32)
     return jax.random.uniform(step_key(key, step), dtype=jnp.float32) < probability

@@ -55,7 +55,9 @@ def normalize_by_weights(eta: float = 0.01) -> optax.GradientTransformation:
     def update_fn(updates, state, params=None):
         if params is None:
             raise ValueError("normalize_by_weights needs params.")
-        size = jax.tree.map(lambda w: jnp.abs(w) + jnp.asarray(eta, w.dtype), params)
+        size = jax.tree.map(
+            lambda w: jnp.abs(w).astype(w.dtype) + jnp.asarray(eta, w.dtype), params
+        )
         scaled = jax.tree.map(jnp.multiply, size, updates)
         inverse_norm = _tree.safe_divide(1.0, _tree.norm(scaled))
         return _tree.scale(inverse_norm, jax.tree.map(jnp.multiply, size, scaled)), state
@@ -127,10 +129,11 @@ def random_mask(
     def update_fn(updates, state, params=None, *, step, **extra_args):
         del params, extra_args
         keys = optax.tree.split_key_like(_random.step_key(state.key, step), updates)
+        share = jnp.asarray(beta, jnp.float32)
 
         def mask(key, x):
             shape = () if per == "tensor" else x.shape
-            is_kept = jax.random.uniform(key, shape, jnp.float32) < beta
+            is_kept = jax.random.uniform(key, shape, jnp.float32) < share
             return jnp.where(is_kept, x / jnp.asarray(beta, x.dtype), 0)
 
         return jax.tree.map(mask, keys, updates), state

@@ -101,7 +101,7 @@ def reuse_psf(
     if bound is not None:
         _check.check_number("bound", bound, above=0)
     keeps_nothing = isinstance(steps, numbers.Integral) and steps == 0
-    is_whole = isinstance(strength, int | float) and strength == 1
+    is_whole = isinstance(strength, numbers.Real) and strength == 1
 
     def mix(grads, psf):
         return _tree.add(grads, psf if is_whole else _tree.scale(strength, psf))
@@ -172,8 +172,10 @@ def reuse_orthogonal(alpha: Any = 0.7, dtype: Any = None) -> Correction:
 
     def stale(state, grads, age):
         del age
-        ratio = _tree.safe_divide(_tree.norm(grads), _tree.norm(state.orthogonal))
-        return _tree.add(grads, _tree.scale(alpha * ratio, _tree.widen(state.orthogonal)))
+        norm = _tree.norm(grads)
+        ratio = _tree.safe_divide(norm, _tree.norm(state.orthogonal).astype(norm.dtype))
+        factor = jnp.asarray(alpha, norm.dtype) * ratio
+        return _tree.add(grads, _tree.scale(factor, _tree.widen(state.orthogonal)))
 
     return Correction(init, fresh, stale)
 

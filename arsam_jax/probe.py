@@ -318,7 +318,7 @@ def reweighted(
 
         def weighted_loss(params):
             norms = jnp.abs(slopes(jax.lax.stop_gradient(params)))
-            scale = _tree.safe_divide(inverse_temperature, norms.mean()).astype(norms.dtype)
+            scale = _tree.safe_divide(jnp.asarray(inverse_temperature, norms.dtype), norms.mean())
             return jnp.sum(jax.nn.softmax(scale * norms) * losses_at(params))
 
         weighted_grads = _tree.gradient(weighted_loss)(_tree.local_to(axis_name, params))
@@ -419,7 +419,8 @@ def momentum(decay: float = 0.9) -> Probe:
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
         del grads, extra_args
-        scale = -rho * _tree.safe_divide(1.0, _tree.norm(state.momentum))
+        norm = _tree.norm(state.momentum)
+        scale = jnp.asarray(-rho, norm.dtype) * _tree.safe_divide(1.0, norm)
         point = _tree.add(_tree.widen(params), _tree.scale(scale, state.momentum))
         perturbed_grads = grad_fn(point)
         velocity = _tree.add(_tree.scale(decay, state.momentum), perturbed_grads)

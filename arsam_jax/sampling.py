@@ -4,6 +4,7 @@ A policy sees scalars only, and only ones that are the same on every device, so 
 take the same branch.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -101,9 +102,11 @@ def final_phase(total_steps: int, share: float) -> SamplingPolicy:
 
     def decide(state, step, grad_norm):
         del grad_norm
-        wanted = share * total_steps  # in float32 where injected, exact elsewhere
-        is_known = isinstance(wanted, int | float)
-        num_sampled = round(wanted) if is_known else jnp.round(wanted).astype(jnp.int32)
+        if isinstance(share, numbers.Real) and isinstance(total_steps, numbers.Real):
+            num_sampled = round(float(share) * int(total_steps))
+        else:  # injected
+            wanted = jnp.asarray(share, jnp.float32) * jnp.asarray(total_steps, jnp.float32)
+            num_sampled = jnp.round(wanted).astype(jnp.int32)
         first = jnp.asarray(total_steps, jnp.int32) - num_sampled
         return (step >= first) & jnp.greater(num_sampled, 0), state
 
@@ -169,7 +172,8 @@ def gradient_norm_gate(
         moments = _moved(unmoved, x, decay)
         progress = step.astype(jnp.float32) / jnp.asarray(total_steps, jnp.float32)
         progress = jnp.minimum(progress, 1)
-        threshold = progress * lambda_1 + (1 - progress) * lambda_2
+        end, start = jnp.asarray(lambda_1, jnp.float32), jnp.asarray(lambda_2, jnp.float32)
+        threshold = progress * end + (1 - progress) * start
         sampled = x >= moments.mean + threshold * jnp.sqrt(moments.variance)
         return sampled, GradientNormGateState(moments)
 
@@ -301,7 +305,8 @@ def budgeted(
         most = freedom = jnp.asarray(slack if signal != "none" else 0, jnp.float32)
         if total_steps is not None:
             remaining = (jnp.asarray(total_steps, jnp.int32) - step - 1).astype(jnp.float32)
-            freedom = jnp.clip(jnp.minimum(budget, 1 - budget) * remaining, 0, most)
+            least = jnp.asarray(jnp.minimum(budget, 1 - budget), jnp.float32)
+            freedom = jnp.clip(least * remaining, 0, most)
         credit = jnp.minimum(state.credit + jnp.asarray(budget, jnp.float32), 1.5 + most)
         return credit + freedom * state.score >= 0.5, state._replace(credit=credit)
 
@@ -414,7 +419,7 @@ def autoregressive(
             ratio_rho=jnp.zeros([], jnp.float32),
             ema_ratio=jnp.zeros([], jnp.float32),
             samples=samples,
-            probability=samples / segment_length,
+            probability=samples / jnp.asarray(segment_length, jnp.float32),
             segment_samples=jnp.zeros([], jnp.int32),
         )
 

@@ -2,6 +2,7 @@
 
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 import arsam_jax
 from arsam_jax import correction, probe, sampling, selection, sharpness_aware
+from tests.methods import METHODS
+from tests.problem import make_batch, make_params, make_step
 
 
 @pytest.mark.parametrize(
@@ -169,6 +172,48 @@ def test_inject_hyperparams_takes_every_argument_or_says_what_is_static(alias):
             continue
         with pytest.raises(TypeError, match=f"name .*'{name}'.* in its static_args"):
             tx.init(jnp.ones(2))
+
+
+@pytest.mark.parametrize("alias", arsam_jax.alias.__all__)
+def test_numbers_may_be_numpy_scalars_of_any_width(alias, x64):
+    function = getattr(arsam_jax, alias)
+    numbers = {
+        name: ARGUMENTS[name]
+        for name in inspect.signature(function).parameters
+        if isinstance(ARGUMENTS[name], int | float) and name != "speedup"
+    }
+    for floating, integer in ((np.float32, np.int32), (np.float64, np.int64)):
+        kinds = {int: integer, float: floating}
+        given = {name: kinds[type(value)](value) for name, value in numbers.items()}
+        for dtype in (jnp.float32, jnp.float64):
+            params = make_params(dtype)
+            step, state = make_step(function(**given)), function(**numbers).init(params)
+            after = jax.eval_shape(step, params, state, make_batch(0))
+            chex.assert_trees_all_equal_shapes_and_dtypes(after, (params, state))
+
+
+def test_numpy_scalars_of_a_budget(x64):
+    policy = sampling.budgeted(np.float64(0.5), np.int64(9), signal="random", slack=np.float64(1))
+    sampled, _ = policy.decide(policy.init(), jnp.int32(0), jnp.float32(1))
+    assert sampled.dtype == bool
+
+
+def test_the_radius_may_be_wider_than_the_parameters(x64):
+    rho = {"rho": lambda step: jnp.asarray(0.1, jnp.float64)}
+    params = make_params()
+    for method in METHODS.values():
+        name = {"radius": rho["rho"]} if "radius" in method.kwargs else rho
+        tx = method.make(**name)
+        after = jax.eval_shape(make_step(tx), params, tx.init(params), make_batch(0))
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, (params, tx.init(params)))
+
+
+@pytest.mark.parametrize("reuse_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("make", [arsam_jax.looksam, arsam_jax.budgeted_sam])
+def test_the_buffer_may_be_narrower_than_the_parameters(make, reuse_dtype, x64):
+    params, tx = make_params(jnp.float64), make(0.1, reuse_dtype=reuse_dtype)
+    after = jax.eval_shape(make_step(tx), params, tx.init(params), make_batch(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, (params, tx.init(params)))
 
 
 def test_no_reuse_keeps_a_buffer_neither_injected_nor_not():

@@ -183,6 +183,14 @@ def test_empty_params(name):
     assert updates == {}
 
 
+def test_leaves_without_elements(name):
+    tx = make_tx(name)
+    params = make_params() | {"nothing": jnp.zeros((0, 3)), "more_of_it": jnp.zeros(0)}
+    after, state = train(tx, 2, params, step=make_step(tx))
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, params)
+    chex.assert_tree_all_finite((after, state))
+
+
 def test_executed_evaluations_of_grad_fn_are_those_of_the_sampled_steps(name):
     executed = []
     tx = make_tx(name)

@@ -545,6 +545,20 @@ def make_link_update(tx):
     return update
 
 
+def test_asam_scales_a_complex_weight_by_its_modulus():
+    w, g = np.array([3 + 4j, 0, -1j]), np.array([1 - 1j, 2j, 0.5])
+    size = abs(w) + 0.01
+    epsilon = 0.3 * size**2 * g / np.linalg.norm(size * g)
+    tx, params, seen = arsam_jax.asam(0.3), jnp.asarray(w, jnp.complex64), []
+
+    def grad_fn(params):
+        seen.append(params)
+        return params
+
+    tx.update(jnp.asarray(g, jnp.complex64), tx.init(params), params, grad_fn=grad_fn)
+    np.testing.assert_allclose(seen[-1], w + epsilon, rtol=1e-6)
+
+
 @pytest.mark.parametrize("by", ["grad_fn", "value_fn"])
 @pytest.mark.parametrize(
     "make",
