@@ -81,15 +81,23 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def check_floating_dtype(name: str, dtype: Any, *, or_none: bool = False) -> None:
-    """Raises unless ``dtype`` is a floating point dtype, or None where that is allowed."""
+    """Raises unless ``dtype`` is a floating point dtype, or None where that is allowed.
+
+    Narrower ones than float16 are refused: what is kept in them would have to be scaled, or it
+    overflows and vanishes.
+    """
     check_static(name, dtype, "a dtype")
     try:
-        is_allowed = or_none if dtype is None else jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        is_allowed = or_none if dtype is None else _is_wide_floating(jnp.dtype(dtype))
     except TypeError:  # no dtype at all
         is_allowed = False
     if not is_allowed:
-        allowed = "a floating point dtype" + " or None" * or_none
+        allowed = "a floating point dtype of 16 bits or more" + " or None" * or_none
         raise ValueError(f"{name} must be {allowed}, got {dtype!r}.")
+
+
+def _is_wide_floating(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.finfo(dtype).bits >= 16
 
 
 def check_static(

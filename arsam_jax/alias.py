@@ -88,7 +88,7 @@ def looksam(rho: Radius, k: int = 5, alpha: float = 0.7, *, reuse_dtype: Any = N
       rho: the radius.
       k: >= 1; 5 in the paper.
       alpha: α >= 0; 0.7 in the paper.
-      reuse_dtype: of the buffer; None keeps that of the parameters.
+      reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
 
     References:
       Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (arXiv 2203.02714).
@@ -170,7 +170,7 @@ def arsam(
       reuse_steps: the steps after a sample that reuse its PSF. 2 is the paper's ARSAM, 0 its
         ablation ARSAM-A without a buffer, a Python number (with optax.inject_hyperparams name it in
         static_args); None reuses until the next sample.
-      reuse_dtype: of the buffer; None keeps that of the parameters.
+      reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
       norm_mask: tree of bools, or a function that makes it from the parameters: the leaves over
         which the ratio is measured. With optax.inject_hyperparams name it in static_args.
       seed: of the draws.
@@ -220,7 +220,7 @@ def budgeted_sam(
       total_steps: T >= 1, of the run, where its learning rate falls to nearly 0 along it, as a
         cosine does; None for any other.
       bound: κ > 0; min(0.1, 0.8 share) if None.
-      reuse_dtype: of the buffer; None keeps that of the parameters.
+      reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
     """
     _check.check_scalar_or_schedule("rho", rho, low=0)  # before the factor
     if speedup is not None:

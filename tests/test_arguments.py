@@ -26,7 +26,7 @@ from tests.problem import make_batch, make_params, make_step
         ("min_samples", [-1, 51]),
         ("warmup_steps", [-1, 1.5]),
         ("reuse_steps", [-1, 0.5, "x"]),
-        ("reuse_dtype", [jnp.int32, bool, "bf16"]),
+        ("reuse_dtype", [jnp.int32, bool, "bf16", jnp.float8_e4m3fn, jnp.float8_e5m2]),
         ("seed", [-1, 2**32, 0.5, jax.random.key(0)]),
     ],
 )

@@ -145,6 +145,7 @@ def test_logits_that_are_nan_are_not_kept():
         (lambda: LogitMemory.create(0, 3), "num_examples"),
         (lambda: LogitMemory.create(3, 3, lag=0), "lag"),
         (lambda: LogitMemory.create(3, 3, dtype=jnp.int8), "dtype"),
+        (lambda: LogitMemory.create(3, 3, dtype=jnp.float8_e4m3fn), "dtype"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(call, name):
