@@ -1,5 +1,6 @@
 """The core: joins radius, probe, sampling and correction with one ``lax.cond``."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -217,6 +218,8 @@ def sharpness_aware(
         if isinstance(sampled, Tracer):
             result = jax.lax.cond(sampled, branch, stale, params)
         else:  # known, as it is outside jit, where a cond would be compiled anew at every step
+            if not (sampled or sampled is False or isinstance(state.step, Tracer) or state.step):
+                _trace(fresh, params)  # as jit does: what is wrong is an error in the first step
             result = branch(params) if sampled else stale(params)
 
         state = SharpnessAwareState(
@@ -304,6 +307,12 @@ _METRIC_DTYPES = dict.fromkeys(Metrics._fields, jnp.float32) | {
 def _array_of(x):
     """Zeros for a ``jax.ShapeDtypeStruct``, of which optax's transformations make a state, too."""
     return jnp.zeros_like(x) if isinstance(x, jax.ShapeDtypeStruct) else x
+
+
+def _trace(function, *args):
+    """Raises what is wrong with a function that is not called yet, if it can be traced."""
+    with contextlib.suppress(jax.errors.JAXTypeError):  # it works with values, which jit forbids
+        jax.eval_shape(function, *args)
 
 
 def _float32(x):

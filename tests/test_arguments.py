@@ -12,7 +12,7 @@ import pytest
 import arsam_jax
 from arsam_jax import correction, probe, sampling, selection, sharpness_aware
 from tests.methods import METHODS
-from tests.problem import make_batch, make_params, make_step
+from tests.problem import example_loss_fn, make_batch, make_params, make_step
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,15 @@ def test_example_losses_come_from_a_function():
         )
 
 
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.needs_examples])
+def test_a_batch_without_examples_is_an_error(name):
+    tx, params = METHODS[name].make(), make_params()
+    batch = jax.tree.map(lambda x: x[:0], make_batch(0))
+    arguments = {"grad_fn": lambda p: p, "example_loss_fn": example_loss_fn, "batch": batch}
+    with pytest.raises(ValueError, match=r"^batch must hold at least one example, got 0"):
+        tx.update(params, tx.init(params), params, **arguments)
+
+
 def test_a_negative_radius_of_a_schedule_takes_no_second_gradient():
     tx = arsam_jax.sam(lambda step: -0.1)
     params = jnp.ones(2)
@@ -117,6 +126,27 @@ def test_a_grad_fn_that_returns_something_else_is_refused(wrong, message):
     params = jnp.ones(2)
     with pytest.raises((ValueError, TypeError), match=message):
         tx.update(params, tx.init(params), params, grad_fn=wrong)
+
+
+def test_a_wrong_grad_fn_is_refused_in_the_first_step_though_it_is_not_sampled():
+    tx = arsam_jax.final_phase_sam(0.1, 4, share=0.5)
+    params = jnp.ones(2)
+    with pytest.raises(ValueError, match="must return gradients only"):
+        tx.update(params, tx.init(params), params, grad_fn=jnp.sum)
+
+
+def test_outside_jit_a_grad_fn_is_called_when_it_is_sampled_and_once_to_check_it():
+    tx = arsam_jax.final_phase_sam(0.1, 4, share=0.5)
+    params, calls = jnp.ones(2), []
+
+    def grad_fn(w):
+        calls.append(isinstance(w, jax.core.Tracer))
+        return float(w.sum()) * w  # which cannot be traced
+
+    state = tx.init(params)
+    for _ in range(4):
+        _, state = tx.update(params, state, params, grad_fn=grad_fn)
+    assert calls == [True, False, False]
 
 
 def test_an_error_in_grad_fn_reaches_the_user():
