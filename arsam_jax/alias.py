@@ -280,21 +280,21 @@ def esam(
     return sharpness_aware(rho, probe=probes.selective(gamma, direction))
 
 
-def gradient_norm_penalty(radius: Radius, strength: float) -> Link:
-    r"""Gradient-norm penalty: emits :math:`(1 - a)\, g + a\, \nabla L(w + r\, g / \|g\|)`.
+def gradient_norm_penalty(rho: Radius, strength: float) -> Link:
+    r"""Gradient-norm penalty: emits :math:`(1 - a)\, g + a\, \nabla L(w + \rho\, g / \|g\|)`.
 
-    To first order in r the gradient of L + λ ‖∇L‖ with λ = a r. Costs 2, keeps nothing. a = 1 is
+    To first order in ρ the gradient of L + λ ‖∇L‖ with λ = a ρ. Costs 2, keeps nothing. a = 1 is
     SAM, a = 0 the base optimizer.
 
     Args:
-      radius: r >= 0, or a schedule; 0.05 to 0.1 in the paper.
-      strength: a = λ / r >= 0; 0.6 to 0.8 in the paper.
+      rho: the radius, r in the paper; 0.05 to 0.1 there.
+      strength: a = λ / ρ >= 0; 0.6 to 0.8 in the paper.
 
     References:
       Zhao et al., Penalizing Gradient Norm for Efficiently Improving Generalization
       (arXiv 2202.03599).
     """
-    return sharpness_aware(radius, correction=correction.interpolate(strength))
+    return sharpness_aware(rho, correction=correction.interpolate(strength))
 
 
 def wsam(rho: Radius, gamma: float = 0.9) -> Link:

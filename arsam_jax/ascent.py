@@ -20,7 +20,7 @@ import optax
 from arsam_jax import _check, _random, _tree
 
 
-def normalize() -> optax.GradientTransformationExtraArgs:
+def normalize() -> optax.GradientTransformation:
     """SAM's direction g / ‖g‖, with one Euclidean norm over all leaves.
 
     The norm is accumulated in at least float32. A zero gradient gives a zero direction.
@@ -29,13 +29,11 @@ def normalize() -> optax.GradientTransformationExtraArgs:
       Foret et al., Sharpness-Aware Minimization (arXiv 2010.01412), equation 2.
     """
 
-    def update_fn(updates, state, params=None, *, known_norm=(None, None), **extra_args):
-        del params, extra_args
-        tree, norm = known_norm  # of the gradient of the step, which the core measures anyway
-        norm = norm if updates is tree else _tree.norm(updates)
-        return _tree.scale(_tree.safe_divide(1.0, norm), updates), state
+    def update_fn(updates, state, params=None):
+        del params
+        return _tree.scale(_tree.safe_divide(1.0, _tree.norm(updates)), updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update_fn)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
 
 
 def normalize_by_weights(eta: float = 0.01) -> optax.GradientTransformation:

@@ -1,6 +1,8 @@
 """The core: joins radius, probe, sampling and correction with one ``lax.cond``."""
 
 import contextlib
+import functools
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +26,9 @@ _EXAMPLE_CALL = """
 class Metrics(NamedTuple):
     """What a sharpness-aware step did. All are scalars, float32 where not said.
 
-    Norms and cosines with the gradient are 0 for a method that leaves it unread (``Probe``).
+    The first three cost nothing. The others move only where ``update`` is called with
+    ``measure=True`` and are 0 until then: each takes a pass over the gradients, and a method that
+    leaves the clean gradient unread (``momentum_sam``, ``m_sam``, ...) then has to pay for it.
 
     Attributes:
       sampled: bool, whether the last step asked the probe, which is what costs: for most methods a
@@ -92,12 +96,12 @@ def sharpness_aware(
     needs are ignored, so a step can pass them all.
 
     A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
-    second gradient is taken where ρ(t) is not positive or the gradient is not finite (a probe that
-    leaves the gradient unread is always asked, unless ρ is the number 0). Where ρ(t) is not
-    positive none is reused, either. A perturbed gradient that is not finite is emitted, so that
-    ``optax.apply_if_finite`` further down the chain sees it, and leaves the states of probe and
-    correction as they were, and that of the policy but for the price that was paid. Of a schedule
-    or an injected number, what is below 0 counts as 0, and where it is NaN, NaN is emitted.
+    second gradient is taken, and none reused, where ρ(t) is not positive (a probe that leaves the
+    gradient unread is always asked, unless ρ is the number 0). A perturbed gradient that is not
+    finite is emitted, so that ``optax.apply_if_finite`` further down the chain sees it, and leaves
+    the states of probe and correction as they were, and that of the policy but for the price that
+    was paid. Of a schedule or an injected number, what is below 0 counts as 0, and where it is
+    NaN, NaN is emitted. ``measure=True`` fills all of ``Metrics``.
 
     Under ``vmap`` a batched decision runs both branches: every step then costs two gradients.
 
@@ -142,78 +146,40 @@ def sharpness_aware(
             metrics=metrics,
         )
 
-    def update_fn(updates, state, params=None, *, grad_fn=None, value_fn=None, **extra_args):
+    def update_fn(
+        updates,
+        state,
+        params=None,
+        *,
+        grad_fn=None,
+        value_fn=None,
+        measure=False,
+        **extra_args,
+    ):
         grad_fn = _resolve_grad_fn(updates, params, grad_fn, value_fn)
-        grads = _tree.widen(updates)
-        rho_t = rho(state.step) if callable(rho) else rho
-        is_constant = isinstance(rho, int | float)
+        is_constant = isinstance(rho, numbers.Real)
+        rho_t: Any = rho(state.step) if callable(rho) else rho
         rho_t = rho_t if is_constant else jnp.maximum(rho_t, 0)
-        grad_norm = _tree.norm(grads)
-        is_finite = jnp.isfinite(grad_norm)
-        watched = _watch(sampling.norm_mask, params)
 
-        watched_grad_norm = watched(grads, grad_norm)
-        wanted, sampling_state = sampling.decide(state.sampling, state.step, watched_grad_norm)
-        sampling_state = _tree.where(is_finite, sampling_state, state.sampling)
-        is_unread = wanted is True and not (probe.reads_grads or correction.reads_grads)
+        wanted, policy_state = sampling.decide(
+            state.sampling, state.step, _float32(sampling.norm(updates))
+        )
+        reads_grads = probe.reads_grads or correction.reads_grads or sampling.record is not None
+        is_unread = wanted is True and not reads_grads
         if wanted is False or (is_constant and rho_t == 0):
             sampled = False
-        elif is_unread:
+        elif wanted is True and (is_constant or is_unread):
             sampled = True
         else:
-            sampled = _uniform(
-                wanted & is_finite & jnp.greater(rho_t, 0), extra_args.get("axis_name")
-            )
+            sampled = _uniform((jnp.asarray(rho_t) > 0) & wanted, extra_args.get("axis_name"))
 
-        def unless_unread(measured):
-            return jnp.zeros([], jnp.float32) if is_unread else _float32(measured)
-
+        parts = _Parts(probe, sampling, correction)
         age = jnp.where(state.age < correction_lib.NEVER, state.age + 1, state.age)
-
-        def fresh(params):
-            arguments = extra_args | {"rho": rho_t, "step": state.step, "grad_fn": grad_fn}
-            arguments["known_norm"] = grads, grad_norm  # XLA shares nothing with what is outside
-            perturbed_grads, probe_state = probe.update(grads, state.probe, params, **arguments)
-            perturbed_grads = _tree.widen(perturbed_grads)
-            perturbed_norm = _tree.norm(perturbed_grads)
-            emitted, correction_state = correction.fresh(state.correction, grads, perturbed_grads)
-            # Not the PSF that a correction keeps: XLA would share it, in a buffer of its own.
-            minus_psf = _tree.subtract(grads, perturbed_grads)
-            correction_norm = _tree.norm(minus_psf)
-            norms = grad_norm * perturbed_norm
-            # What is kept may have a narrower dtype and overflow where the gradient does not.
-            narrow = _tree.narrow_leaves(correction_state, perturbed_norm)
-            is_accepted = jnp.isfinite(perturbed_norm) & _tree.is_finite(narrow)
-            return _StepResult(
-                updates=_tree.cast_like(emitted, updates),
-                probe=_tree.where(is_accepted, probe_state, state.probe),
-                correction=_tree.where(is_accepted, correction_state, state.correction),
-                is_accepted=is_accepted,
-                watched_correction_norm=jnp.where(
-                    is_accepted, watched(minus_psf, correction_norm), jnp.nan
-                ),
-                perturbed_grad_norm=_float32(perturbed_norm),
-                correction_norm=_float32(correction_norm),
-                cosine=_float32(_tree.safe_divide(_tree.dot(grads, perturbed_grads), norms)),
-            )
-
-        def stale(params):
-            del params
-            emitted = correction.stale(state.correction, grads, age)
-            if not is_constant:  # a PSF of another radius is not one of ρ = 0
-                nothing = jnp.where(jnp.isnan(rho_t), jnp.nan, 1)
-                emitted = _tree.where(jnp.greater(rho_t, 0), emitted, _tree.scale(nothing, grads))
-            return _StepResult(
-                updates=_tree.cast_like(emitted, updates),
-                probe=state.probe,
-                correction=state.correction,
-                is_accepted=jnp.array(False),
-                watched_correction_norm=jnp.zeros([], jnp.float32),
-                perturbed_grad_norm=state.metrics.perturbed_grad_norm,
-                correction_norm=state.metrics.correction_norm,
-                cosine=state.metrics.cosine,
-            )
-
+        extra_args |= {"rho": rho_t, "step": state.step, "grad_fn": grad_fn}
+        fresh = functools.partial(
+            _fresh, parts, state, updates, extra_args, is_unread=is_unread, measure=measure
+        )
+        stale = functools.partial(_stale, parts, state, updates, age, rho_t)
         branch = fast_convolutions(fresh) if isinstance(state.step, Tracer) else fresh
         if isinstance(sampled, Tracer):
             result = jax.lax.cond(sampled, branch, stale, params)
@@ -222,27 +188,21 @@ def sharpness_aware(
                 _trace(fresh, params)  # as jit does: what is wrong is an error in the first step
             result = branch(params) if sampled else stale(params)
 
+        if sampling.record is not None:
+            rho_32 = jnp.asarray(rho_t, jnp.float32)
+            policy_state = sampling.record(policy_state, state.step, *result.recorded, rho_32)
         state = SharpnessAwareState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             age=jnp.where(result.is_accepted, 0, age),
             probe=result.probe,
-            sampling=sampling.record(
-                sampling_state,
-                state.step,
-                result.is_accepted,
-                watched_grad_norm,
-                result.watched_correction_norm,
-                jnp.asarray(rho_t, jnp.float32),
-            ),
+            sampling=policy_state,
             correction=result.correction,
             metrics=Metrics(
-                sampled=jnp.asarray(sampled),
-                num_sampled=state.metrics.num_sampled + jnp.asarray(sampled, jnp.int32),
-                rho=jnp.asarray(rho_t, jnp.float32),
-                grad_norm=unless_unread(grad_norm),
-                perturbed_grad_norm=result.perturbed_grad_norm,
-                correction_norm=unless_unread(result.correction_norm),
-                cosine=unless_unread(result.cosine),
+                jnp.asarray(sampled),
+                state.metrics.num_sampled + jnp.asarray(sampled, jnp.int32),
+                jnp.asarray(rho_t, jnp.float32),
+                _float32(_tree.norm(updates)) if measure else state.metrics.grad_norm,
+                *result.measured,
             ),
         )
         return result.updates, state
@@ -287,15 +247,78 @@ class Witness(NamedTuple):
         return params
 
 
+class _Parts(NamedTuple):
+    probe: probe_lib.Probe
+    sampling: sampling_lib.SamplingPolicy
+    correction: correction_lib.Correction
+
+
 class _StepResult(NamedTuple):
+    """What a step with a perturbed gradient, or one without, hands on."""
+
     updates: Any
     probe: Any
     correction: Any
-    is_accepted: jax.Array
-    watched_correction_norm: jax.Array
-    perturbed_grad_norm: jax.Array
-    correction_norm: jax.Array
-    cosine: jax.Array
+    is_accepted: jax.Array  # whether a perturbed gradient was taken, a finite one
+    recorded: tuple  # what the policy records: is_accepted, ‖g‖, ‖PSF‖
+    measured: tuple  # the last three of the metrics
+
+
+def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
+    """A step that asks the probe. Norms are taken for what reads them alone."""
+    probe, sampling, correction = parts
+    grads = _tree.widen(updates)
+    read = None if is_unread else grads
+    perturbed_grads, probe_state = probe.update(read, state.probe, params, **extra_args)
+    perturbed_grads = _tree.widen(perturbed_grads)
+    emitted, correction_state = correction.fresh(state.correction, read, perturbed_grads)
+
+    is_accepted, recorded = jnp.array(True), ()
+    if sampling.record is not None or jax.tree.leaves((state.probe, state.correction)):
+        reads_both = sampling.record is not None or correction.reads_grads
+        seen = _minus_psf(grads, perturbed_grads) if reads_both else perturbed_grads
+        norm = _tree.norm(seen)
+        # What is kept may have a narrower dtype and overflow where the gradient does not.
+        narrow = _tree.narrow_leaves(correction_state, norm)
+        is_accepted = jnp.isfinite(norm) & _tree.is_finite(narrow)
+        probe_state = _tree.where(is_accepted, probe_state, state.probe)
+        correction_state = _tree.where(is_accepted, correction_state, state.correction)
+    if sampling.record is not None:
+        correction_norm = _float32(sampling.norm(_minus_psf(grads, perturbed_grads)))
+        correction_norm = jnp.where(is_accepted, correction_norm, jnp.nan)
+        recorded = is_accepted, _float32(sampling.norm(grads)), correction_norm
+    measured = state.metrics[-3:]
+    if measure:
+        norm, perturbed_norm = _tree.norm(grads), _tree.norm(perturbed_grads)
+        cosine = _tree.safe_divide(_tree.dot(grads, perturbed_grads), norm * perturbed_norm)
+        correction_norm = _tree.norm(_minus_psf(grads, perturbed_grads))
+        measured = map(_float32, (perturbed_norm, correction_norm, cosine))
+    emitted = _tree.cast_like(emitted, updates)
+    return _StepResult(
+        emitted, probe_state, correction_state, is_accepted, recorded, tuple(measured)
+    )
+
+
+def _minus_psf(grads, perturbed_grads):
+    """Not the PSF, which a correction may keep: XLA would share it, in a buffer of its own."""
+    return _tree.subtract(grads, perturbed_grads)
+
+
+def _stale(parts, state, updates, age, rho_t, params):
+    """A step that does not ask the probe."""
+    del params
+    _, sampling, correction = parts
+    grads = _tree.widen(updates)
+    emitted = correction.stale(state.correction, grads, age)
+    if not isinstance(rho_t, numbers.Real):  # a PSF of another radius is not one of ρ = 0
+        nothing = jnp.where(jnp.isnan(rho_t), jnp.nan, 1)
+        emitted = _tree.where(jnp.greater(rho_t, 0), emitted, _tree.scale(nothing, grads))
+    zero, none = jnp.zeros([], jnp.float32), jnp.array(False)
+    recorded = () if sampling.record is None else (none, zero, zero)
+    emitted = _tree.cast_like(emitted, updates)
+    return _StepResult(
+        emitted, state.probe, state.correction, none, recorded, tuple(state.metrics[-3:])
+    )
 
 
 _METRIC_DTYPES = dict.fromkeys(Metrics._fields, jnp.float32) | {
@@ -339,29 +362,6 @@ def _uniform(sampled, axis_name):
     for axis in _tree.unseen_axes(axis_name):
         sampled = jax.lax.pmax(sampled, axis)
     return sampled
-
-
-def _watch(norm_mask, params):
-    """The norm of a tree that a sampling policy sees, given the norm of all of it."""
-    mask = norm_mask(params) if callable(norm_mask) else norm_mask
-    keeps = jax.tree.leaves(mask)
-    are_bools = all(isinstance(x, bool) or getattr(x, "dtype", None) == jnp.bool_ for x in keeps)
-    if mask is not None and jax.tree.leaves(params) and not (are_bools and any(keeps)):
-        raise ValueError(f"norm_mask must be a tree of bools, not all of them False, got {mask!r}.")
-
-    def watched(tree, norm):
-        if mask is None:
-            return _float32(norm)
-        try:
-            kept = jax.tree.map(lambda keep, subtree: subtree if keep else None, mask, tree)
-        except ValueError as error:
-            raise ValueError(
-                f"norm_mask must be a prefix of the parameters, {jax.tree.structure(tree)}, got"
-                f" {mask!r}."
-            ) from error
-        return _float32(_tree.norm(kept))
-
-    return watched
 
 
 def _resolve_grad_fn(grads, params, grad_fn, value_fn):

@@ -24,7 +24,7 @@ class Correction(NamedTuple):
       fresh: ``(state, grads, perturbed_grads) -> (updates, state)``, on a sampled step.
       stale: ``(state, grads, age) -> updates``, on every other step; ``age`` (int32 scalar) is the
         number of steps since the last sample, 1 right after it, ``NEVER`` before the first one.
-      reads_grads: False if ``fresh`` does not look at ``grads``; see ``Probe``.
+      reads_grads: False if ``fresh`` leaves ``grads`` unread, which may be None; see ``Probe``.
     """
 
     init: Callable[..., Any]
@@ -59,10 +59,13 @@ def interpolate(strength: chex.Numeric) -> Correction:
 
 
 class ReusePSFState(NamedTuple):
-    """State of ``reuse_psf``: the PSF of the last sample, shaped like the params, and its norm."""
+    """State of ``reuse_psf``: the PSF of the last sample, shaped like the parameters.
+
+    And its norm, float32 scalar, where a bound reads it; () elsewhere.
+    """
 
     psf: Any
-    norm: jax.Array
+    norm: Any
 
 
 def reuse_psf(
@@ -109,14 +112,18 @@ def reuse_psf(
     def init(params):
         if keeps_nothing:
             return ()
-        return ReusePSFState(_zeros_like(params, dtype), jnp.zeros([], jnp.float32))
+        norm = () if bound is None else jnp.zeros([], jnp.float32)
+        return ReusePSFState(_zeros_like(params, dtype), norm)
 
     def fresh(state, grads, perturbed_grads):
         psf = _tree.subtract(perturbed_grads, grads)
         emitted = perturbed_grads if is_whole else mix(grads, psf)
         if keeps_nothing:
             return emitted, state
-        norm = _tree.norm(_tree.subtract(grads, perturbed_grads)).astype(jnp.float32)  # as the core
+        norm = ()
+        if bound is not None:  # not of the PSF itself, which XLA would keep in float32 for it
+            minus_psf = _tree.subtract(grads, perturbed_grads)
+            norm = _tree.norm(minus_psf).astype(jnp.float32)
         return emitted, ReusePSFState(_tree.cast_like(psf, state.psf), norm)
 
     def stale(state, grads, age):

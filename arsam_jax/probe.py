@@ -30,9 +30,9 @@ class Probe(NamedTuple):
       init: ``params -> state``.
       update: ``(grads, state, params, *, rho, step, grad_fn, **extra_args) -> (perturbed_grads,
         state)``. Called on sampled steps only; ``grads`` are in at least float32.
-      reads_grads: False if the probe leaves ``grads``, or a part of them, unread. If the
-        correction does so too and every step is sampled, then nothing reads them, not even the
-        metrics, and XLA drops what the clean backward pass would have cost.
+      reads_grads: False if the probe leaves ``grads`` unread. If the correction does so too and
+        every step is sampled, ``grads`` is None, and XLA drops what the clean backward pass would
+        have cost.
     """
 
     init: Callable[..., Any]
@@ -42,8 +42,6 @@ class Probe(NamedTuple):
 
 def perturb(
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
-    *,
-    reads_grads: bool = True,
 ) -> Probe:
     r"""The gradient at the perturbed point, :math:`\nabla L(w + \rho\,\mathrm{ascent}(g))`.
 
@@ -53,12 +51,11 @@ def perturb(
 
     Args:
       ascent: maps the gradient to the direction of the perturbation.
-      reads_grads: False if ``ascent`` drops some leaves before it looks at them, see ``Probe``.
 
     Returns:
       A probe that costs one evaluation of ``grad_fn`` and keeps the state of ``ascent`` only.
     """
-    return multi_step(1, ascent)._replace(reads_grads=reads_grads)
+    return multi_step(1, ascent)
 
 
 def multi_step(

@@ -6,7 +6,7 @@ take the same branch.
 
 import numbers
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -28,17 +28,19 @@ class SamplingPolicy(NamedTuple):
     Attributes:
       init: ``() -> state``.
       decide: ``(state, step, grad_norm) -> (bool[], state)``, before the step; ``step`` (int32
-        scalar) counts from 0. A Python bool promises the same decision for every step.
+        scalar) counts from 0. A Python bool promises the same decision for every step. ``grad_norm``
+        may be infinite or NaN, which must not stay in the state.
       record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, after the step.
-        ``sampled`` says whether a finite perturbed gradient was taken, ``correction_norm`` is
-        ‖PSF‖ if so, NaN if the one that was taken was refused, and 0 if none was; ``rho`` is ρ(t).
-      norm_mask: the leaves over which both norms are taken; None for all of them.
+        ``sampled`` says whether a finite perturbed gradient was taken, ``grad_norm`` is ‖g‖ and
+        ``correction_norm`` ‖PSF‖ if so (NaN if the one that was taken was refused), and both are 0
+        if none was; ``rho`` is ρ(t). None where there is nothing to record, which saves the norms.
+      norm: the norm of a tree shaped like the parameters, by which the policy measures both.
     """
 
     init: Callable[[], Any]
     decide: Callable[..., tuple[jax.Array | bool, Any]]
-    record: Callable[..., Any] = lambda state, *_: state
-    norm_mask: ParamsMask = None
+    record: Callable[..., Any] | None = None
+    norm: Callable[[Any], jax.Array] = _tree.norm
 
 
 def always() -> SamplingPolicy:
@@ -222,53 +224,23 @@ def _power_of_two(exponent):
 
 
 class BudgetedState(NamedTuple):
-    """State of ``budgeted``.
+    """State of ``budgeted``: ``credit``, float32 scalar, the samples that are due."""
 
-    Attributes:
-      key: uint32 (2,), folded with the step for each draw.
-      credit: float32 scalar, the samples that are due.
-      moments: of the signal.
-      score: float32 scalar, in [-1, 1], of the last signal seen.
-    """
-
-    key: jax.Array
     credit: jax.Array
-    moments: Moments
-    score: jax.Array
 
 
-def budgeted(
-    share: float | None = None,
-    total_steps: int | None = None,
-    *,
-    speedup: float | None = None,
-    signal: Literal["none", "random", "gradient_norm", "ratio"] = "none",
-    slack: float = 2.0,
-    seed: int = 0,
-) -> SamplingPolicy:
-    r"""A price one can set: exactly a share of the steps, whatever decides when.
+def budgeted(share: float | None = None, *, speedup: float | None = None) -> SamplingPolicy:
+    r"""A price one can set: exactly a share of the steps, evenly spaced.
 
-    Each step adds the share to a credit, each sample takes 1 from it. A step is sampled if
-
-    .. math::
-        \mathrm{credit}_t + \lambda_t z_t \ge 1/2
-
-    with a score z in [−1, 1] of the signal, so that the samples never stray from share · t by more
-    than 1 + λ. Without a signal λ is 0 and they are evenly spaced. λ_t is ``slack``, or min(share,
-    1 − share) times the steps that remain where that is less: the budget is met when
-    ``total_steps`` end. Credit above 1.5 + λ lapses: where nothing can be sampled for a while (ρ(t)
-    = 0), what was missed is not made up for.
+    Each step adds the share to a credit, each sample takes 1 from it, and a step is sampled if the
+    credit is at least 1/2, so that the samples never stray from share · t by more than 1. Credit
+    above 1.5 lapses: where nothing can be sampled for a while (ρ(t) = 0), what was missed is not
+    made up for.
 
     Args:
       share: of sampled steps, in [0, 1].
-      total_steps: of the run; None keeps λ to the end, which only a signal notices.
       speedup: in place of ``share``: the ideal speed-up over SAM in gradients, in [1, 2]; share is
         2 / speedup − 1.
-      signal: what makes a step sampled sooner. "none"; "random", a uniform draw;
-        "gradient_norm", tanh of the standardised ‖g‖² (moving averages, decay 0.9), as AE-SAM;
-        "ratio", the same of log(‖PSF‖ / ‖g‖) of the last sample, as ARSAM but without its bias.
-      slack: λ >= 0, in samples.
-      seed: of the random signal.
 
     Returns:
       A policy that costs 1 + share gradients a step.
@@ -279,48 +251,18 @@ def budgeted(
         _check.check_number("speedup", speedup, low=1, high=2)
     budget: Any = share if speedup is None else 2 / speedup - 1
     _check.check_number("share", budget, low=0, high=1)
-    if total_steps is not None:
-        _check.check_integer("total_steps", total_steps, low=1)
-    _check.check_choice("signal", signal, ("none", "random", "gradient_norm", "ratio"))
-    _check.check_number("slack", slack, low=0)
-    _check.check_seed(seed)
-
-    def init():
-        credit, score = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
-        return BudgetedState(_random.make_key(seed), credit, _no_moments(), score)
-
-    def watch(state, value, unmoved):
-        """Moves the averages by one value of the signal, both in one unit."""
-        moments = _moved(unmoved, value, 0.9)
-        deviation = jnp.sqrt(moments.variance)
-        score = jnp.tanh(_tree.safe_divide(value - moments.mean, deviation))
-        return state._replace(moments=moments, score=score)
 
     def decide(state, step, grad_norm):
-        if signal == "random":
-            draw = jax.random.uniform(_random.step_key(state.key, step), dtype=jnp.float32)
-            state = state._replace(score=2 * draw - 1)
-        elif signal == "gradient_norm":
-            state = watch(state, *_square_in_unit(state.moments, grad_norm))
-        most = freedom = jnp.asarray(slack if signal != "none" else 0, jnp.float32)
-        if total_steps is not None:
-            remaining = (jnp.asarray(total_steps, jnp.int32) - step - 1).astype(jnp.float32)
-            least = jnp.asarray(jnp.minimum(budget, 1 - budget), jnp.float32)
-            freedom = jnp.clip(least * remaining, 0, most)
-        credit = jnp.minimum(state.credit + jnp.asarray(budget, jnp.float32), 1.5 + most)
-        return credit + freedom * state.score >= 0.5, state._replace(credit=credit)
+        del step, grad_norm
+        credit = jnp.minimum(state.credit + jnp.asarray(budget, jnp.float32), 1.5)
+        return credit >= 0.5, BudgetedState(credit)
 
     def record(state, step, sampled, grad_norm, correction_norm, rho):
-        del step, rho
+        del step, grad_norm, rho
         is_paid = sampled | jnp.isnan(correction_norm)  # one that was refused, too
-        state = state._replace(credit=state.credit - is_paid.astype(jnp.float32))
-        if signal != "ratio":
-            return state
-        value = jnp.log(correction_norm / grad_norm)
-        is_seen = sampled & jnp.isfinite(value)
-        return _tree.where(is_seen, watch(state, value, state.moments), state)
+        return BudgetedState(state.credit - is_paid.astype(jnp.float32))
 
-    return SamplingPolicy(init, decide, record)
+    return SamplingPolicy(lambda: BudgetedState(jnp.zeros([], jnp.float32)), decide, record)
 
 
 _ROUNDING = 64 * float(jnp.finfo(jnp.float32).eps)
@@ -462,4 +404,27 @@ def autoregressive(
             segment_samples=jnp.where(is_segment_end, 0, segment_samples),
         )
 
-    return SamplingPolicy(init, decide, record, norm_mask)
+    return SamplingPolicy(init, decide, record, masked_norm(norm_mask))
+
+
+def masked_norm(mask: ParamsMask) -> Callable[[Any], jax.Array]:
+    """The norm over the leaves that a mask keeps: of a tree shaped like the parameters."""
+
+    def norm(tree):
+        kept = mask(tree) if callable(mask) else mask
+        keeps = jax.tree.leaves(kept)
+        are_bools = all(isinstance(x, bool) or getattr(x, "dtype", None) == bool for x in keeps)
+        if jax.tree.leaves(tree) and not (are_bools and any(keeps)):
+            raise ValueError(
+                f"norm_mask must be a tree of bools, not all of them False, got {kept!r}."
+            )
+        try:
+            masked = jax.tree.map(lambda keep, subtree: subtree if keep else None, kept, tree)
+        except ValueError as error:
+            raise ValueError(
+                f"norm_mask must be a prefix of the parameters, {jax.tree.structure(tree)}, got"
+                f" {kept!r}."
+            ) from error
+        return _tree.norm(masked)
+
+    return _tree.norm if mask is None else norm

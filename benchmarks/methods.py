@@ -15,6 +15,7 @@ import optax
 import arsam_jax
 from arsam_jax import correction, sampling
 from arsam_jax import probe as probes
+from benchmarks import signals
 from benchmarks.workloads import MakeLink
 
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
@@ -161,7 +162,7 @@ def _variant(
 
 
 def _signal(signal: Any) -> Callable[..., sampling.SamplingPolicy]:
-    return lambda share, steps, seed: sampling.budgeted(share, steps, signal=signal, seed=seed)
+    return lambda share, steps, seed: signals.budgeted(share, steps, signal, seed=seed)
 
 
 def stratified(share, steps, seed):
@@ -184,39 +185,6 @@ def early(share, steps, seed):
     return sampling.SamplingPolicy(
         lambda: (), lambda state, step, grad_norm: (step < round(share * steps), state)
     )
-
-
-def moved(share, steps, seed):
-    """Sooner the further the parameters moved since the sample, Σ ‖g‖: theorem 3 of ARSAM."""
-    inner = sampling.budgeted(share, steps, signal="gradient_norm", seed=seed)
-
-    def decide(state, step, grad_norm):
-        path = state[1] + grad_norm
-        wanted, policy = inner.decide(state[0], step, jnp.sqrt(path))  # it squares
-        return wanted, (policy, path)
-
-    def record(state, step, sampled, grad_norm, correction_norm, rho):
-        policy = inner.record(state[0], step, sampled, grad_norm, correction_norm, rho)
-        return policy, jnp.where(sampled, 0, state[1])
-
-    return sampling.SamplingPolicy(lambda: (inner.init(), jnp.float32(0)), decide, record)
-
-
-def ratio_change(share, steps, seed):
-    """Sooner after log(c / c of the sample before) was large: ARSAM's signal without its bias."""
-    inner = sampling.budgeted(share, steps, signal="ratio", seed=seed)
-
-    def decide(state, step, grad_norm):
-        wanted, policy = inner.decide(state[0], step, grad_norm)
-        return wanted, (policy, state[1])
-
-    def record(state, step, sampled, grad_norm, correction_norm, rho):
-        policy, before = state
-        ratio = correction_norm / grad_norm
-        seen = inner.record(policy, step, sampled, before, ratio, rho)
-        return seen, jnp.where(sampled, ratio, before)
-
-    return sampling.SamplingPolicy(lambda: (inner.init(), jnp.float32(1)), decide, record)
 
 
 def _reuse(init, keep, limit) -> correction.Correction:
@@ -322,9 +290,9 @@ ABLATIONS = {
     "when: at random": _variant(when=lambda share, steps, seed: sampling.bernoulli(share, seed)),
     "when: at random in each 8": _variant(when=stratified),
     "when: ratio": _variant(when=_signal("ratio")),
-    "when: change of the ratio": _variant(when=ratio_change),
+    "when: change of the ratio": _variant(when=signals.ratio_change),
     "when: gradient norm": _variant(when=_signal("gradient_norm")),
-    "when: distance moved": _variant(when=moved),
+    "when: distance moved": _variant(when=signals.moved),
     "when: late": _variant(when=lambda share, steps, seed: sampling.final_phase(steps, share)),
     "when: early": _variant(when=early),
     "reuse: none": _variant(reuse=correction.replace),

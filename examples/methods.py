@@ -76,6 +76,9 @@ OTHER_PRICES = {
     *("esam", "multi_step_sam", "momentum_sam", "gam", "rw_sam", "k_sam", "ausam", "saf", "mesa")
 }
 
+# Which leave the clean gradient unread: to measure it would cost them its backward pass.
+UNMEASURED = {"m_sam", "momentum_sam", "rw_sam", "k_sam", "ausam"}
+
 # Which look at the examples of a batch themselves, so that it cannot come in parts.
 OF_THE_WHOLE_BATCH = {"esam", "m_sam", "rw_sam", "k_sam", "ausam"}
 

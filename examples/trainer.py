@@ -1,5 +1,6 @@
 """One train step for every method, and the evaluation, both on the device."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from examples import augment, devices, pipeline
 from examples.config import Config, ConfigError
 from examples.data import Dataset
 from examples.images import Images
-from examples.methods import make_method
+from examples.methods import UNMEASURED, make_method
 from examples.models import make_model
 
 STEP_METRICS = (
@@ -168,8 +169,9 @@ class Trainer:
     def compile_step(self, method: str, num_seeds: int = 1) -> Callable:
         """The train step, compiled now, so that no compilation falls into the measured time."""
         whole, split = devices.whole(self.mesh), devices.split(self.mesh)
+        train_step = functools.partial(self._train_step, measure=method not in UNMEASURED)
         step = jax.jit(
-            self._train_step if num_seeds == 1 else jax.vmap(self._train_step),
+            train_step if num_seeds == 1 else jax.vmap(train_step),
             in_shardings=(whole, split, split, split) if num_seeds == 1 else None,
             out_shardings=whole if num_seeds == 1 else None,
             donate_argnums=0,
@@ -197,11 +199,18 @@ class Trainer:
         return devices.join(self.mesh, (images, labels, index.astype(np.int32)))
 
     def _train_step(
-        self, state: TrainState, images: jax.Array, labels: jax.Array, index: jax.Array
+        self,
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        index: jax.Array,
+        *,
+        measure: bool = True,
     ) -> tuple[TrainState, jax.Array]:
         """One step of any method. Returns the next state and the values of STEP_METRICS.
 
-        ``index`` says which examples of the training set these are.
+        ``index`` says which examples of the training set these are, ``measure`` whether the method
+        is asked for all of its metrics.
         """
         config = self.config
         dropout_key, augment_key = self._keys(state, state.step)
@@ -274,6 +283,7 @@ class Trainer:
             )[0],
             batch=(images, labels),
             example_index=index,
+            measure=measure,
         )
         match state.trajectory:
             case LogitMemory() as memory:

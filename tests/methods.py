@@ -71,9 +71,7 @@ METHODS = {
         static=("gamma",),
         needs_examples=True,
     ),
-    "gradient_norm_penalty": Method(
-        arsam_jax.gradient_norm_penalty, {"radius": 0.1, "strength": 0.7}
-    ),
+    "gradient_norm_penalty": Method(arsam_jax.gradient_norm_penalty, {"rho": 0.1, "strength": 0.7}),
     "asam": Method(arsam_jax.asam, {"rho": 0.1}),
     "gsam": Method(arsam_jax.gsam, {"rho": 0.1, "alpha": 0.3}),
     "multi_step_sam": Method(

@@ -45,13 +45,14 @@ def example_index(batch, axis_name=None):
     return rows if axis_name is None else rows + jax.lax.axis_index(axis_name) * len(rows)
 
 
-def make_step(tx, on_gradient=None, axis_name=None):
+def make_step(tx, on_gradient=None, axis_name=None, measure=False):
     """``(params, opt_state, batch) -> (params, opt_state)``, passing every extra argument.
 
     Args:
       tx: the optimizer.
       on_gradient: called on the host at every executed evaluation of ``grad_fn``.
       axis_name: of pmap, over which gradients are averaged.
+      measure: whether all metrics are asked for.
     """
 
     def step(params, opt_state, batch):
@@ -74,6 +75,7 @@ def make_step(tx, on_gradient=None, axis_name=None):
             batch=batch,
             example_index=example_index(batch, axis_name),
             axis_name=axis_name,
+            measure=measure,
         )
         return optax.apply_updates(params, updates), opt_state
 

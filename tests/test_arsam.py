@@ -163,7 +163,9 @@ def test_norm_mask_restricts_the_ratio_to_some_leaves():
         ("head by function", lambda params: {"body": False, "head": True}),
     ):
         tx = arsam_jax.arsam(1.0, 0.5, warmup_steps=1, norm_mask=mask)
-        _, state = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
+        _, state = tx.update(
+            grad_fn(params), tx.init(params), params, grad_fn=grad_fn, measure=True
+        )
         ratios[name] = float(state.sampling.ratio)
         np.testing.assert_allclose(state.metrics.grad_norm, np.sqrt(36 + 400), rtol=1e-6)
     g = np.array([6.0, 20.0])

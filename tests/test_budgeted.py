@@ -11,10 +11,18 @@ import pytest
 
 import arsam_jax
 from arsam_jax import correction, sampling, sharpness_aware
+from benchmarks import signals
 from tests.problem import train
 
 SIGNALS = ("none", "random", "gradient_norm", "ratio")
 BASE = optax.sgd(0.05, momentum=0.9)
+
+
+def make_policy(share, steps, signal, **kwargs):
+    """The library's policy, or one of those that the benchmarks compare it with."""
+    if signal == "none":
+        return sampling.budgeted(share)
+    return signals.budgeted(share, steps, signal, **kwargs)
 
 
 def decisions(policy, steps, first=0, state=None, seed=0):
@@ -37,7 +45,7 @@ def decisions(policy, steps, first=0, state=None, seed=0):
 @pytest.mark.parametrize("steps", [500, 5_000, 500_000])
 @pytest.mark.parametrize("share", [0.0625, 0.125, 0.3, 0.9])
 def test_the_budget_is_met_at_every_run_length(signal, steps, share):
-    sampled, _ = decisions(sampling.budgeted(share, steps, signal=signal), steps)
+    sampled, _ = decisions(make_policy(share, steps, signal), steps)
     assert abs(sampled.mean() - share) <= 0.01 * share + 0.5 / steps
     strayed = np.abs(np.cumsum(sampled) - share * np.arange(1, steps + 1)).max()
     assert strayed <= (0.5 if signal == "none" else 3)
@@ -53,7 +61,7 @@ def test_without_a_signal_samples_are_evenly_spaced():
 
 
 def test_signals_sample_sooner_where_they_are_high():
-    policy = sampling.budgeted(0.125, 4000, signal="gradient_norm")
+    policy = signals.budgeted(0.125, 4000, "gradient_norm")
     sampled, _ = decisions(policy, 4000)
     norms = np.exp(np.random.default_rng(0).normal(size=(2, 4000)))[0]
     assert np.log(norms[sampled]).mean() > 0.5  # log norms have mean 0, deviation 1
@@ -61,7 +69,7 @@ def test_signals_sample_sooner_where_they_are_high():
 
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_a_resumed_policy_goes_on_as_it_would_have(signal):
-    policy = sampling.budgeted(0.2, 300, signal=signal)
+    policy = make_policy(0.2, 300, signal)
     whole, _ = decisions(policy, 300)
     start, state = decisions(policy, 117)
     rng = np.random.default_rng(0)
@@ -82,7 +90,7 @@ def test_a_resumed_policy_goes_on_as_it_would_have(signal):
 @hypothesis.settings(deadline=None, max_examples=30)
 @hypothesis.given(share=st.floats(0, 1), signal=st.sampled_from(SIGNALS), slack=st.floats(0, 5))
 def test_the_credit_never_strays_further_than_the_slack_allows(share, signal, slack):
-    sampled, _ = decisions(sampling.budgeted(share, signal=signal, slack=slack), 200)
+    sampled, _ = decisions(make_policy(share, None, signal, slack=slack), 200)
     strayed = np.abs(np.cumsum(sampled) - share * np.arange(1, 201)).max()
     assert strayed <= 1 + slack + 1e-3
 
@@ -165,9 +173,6 @@ def test_bounded_reuse_descends_however_old_the_psf_is(bound):
         (lambda: arsam_jax.budgeted_sam(0.1, share=0.1, speedup=1.5), "either share or speedup"),
         (lambda: sampling.budgeted(1.1), "share must be .* <= 1, got 1.1"),
         (lambda: sampling.budgeted(speedup=2.5), "speedup must be .* <= 2, got 2.5"),
-        (lambda: sampling.budgeted(0.1, 0), "total_steps must be .* >= 1, got 0"),
-        (lambda: sampling.budgeted(0.1, signal="loss"), "signal must be one of .* got 'loss'"),
-        (lambda: sampling.budgeted(0.1, slack=-1), "slack must be .* >= 0, got -1"),
         (lambda: arsam_jax.budgeted_sam(0.1, share=0.0), "share must be .* > 0 .* got 0.0"),
         (lambda: arsam_jax.budgeted_sam(0.1, speedup=2), "speedup must be .* < 2, got 2"),
         (lambda: arsam_jax.budgeted_sam(0.1, total_steps=0), "total_steps must be .* >= 1, got 0"),

@@ -128,7 +128,7 @@ def test_norms_of_half_precision_gradients_do_not_overflow_or_stall():
     params = jnp.zeros(70_000, jnp.float16)
     grads = jnp.full(70_000, 10.0, jnp.float16)  # the norm is exact, the sum of squares > 65504
     sam = arsam_jax.sam(0.05)
-    _, state = sam.update(grads, sam.init(params), params, grad_fn=lambda w: grads)
+    _, state = sam.update(grads, sam.init(params), params, grad_fn=lambda w: grads, measure=True)
     np.testing.assert_allclose(state.metrics.grad_norm, 10 * np.sqrt(70_000), rtol=1e-5)
     np.testing.assert_allclose(state.metrics.cosine, 1, rtol=1e-5)
 
@@ -174,7 +174,7 @@ def test_non_finite_gradients_are_emitted_and_not_kept(which, bad):
         assert getattr(state.sampling, field) == getattr(before.sampling, field)
     chex.assert_tree_all_finite((state.sampling, state.correction))
     assert state.age == before.age + 1
-    assert bool(state.metrics.sampled) == (which == "perturbed")
+    assert state.metrics.sampled
 
     _, state = tx.update(params, state, params, grad_fn=lambda w: w**3)
     chex.assert_tree_all_finite(state)
@@ -249,8 +249,7 @@ def test_an_injected_radius_below_zero_is_zero(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_radius_that_is_no_number_is_seen_in_what_is_emitted_and_kept_nowhere(name):
     method = METHODS[name]
-    radius = "radius" if "radius" in method.kwargs else "rho"
-    tx = method.make(**{radius: lambda step: jnp.where(step == 3, jnp.nan, 0.1)})
+    tx = method.make(rho=lambda step: jnp.where(step == 3, jnp.nan, 0.1))
     params, state = make_params(), tx.init(make_params())
     step = jax.jit(make_step(tx))
     for i in range(5):
@@ -445,7 +444,7 @@ def test_a_bad_gradient_does_not_enter_the_psf_of_a_probe_that_leaves_it_unread(
     _, state = tx.update(params * jnp.nan, tx.init(params), params, grad_fn=lambda w: w)
     chex.assert_tree_all_finite(state.correction)
     _, state = tx.update(params, state, params, grad_fn=lambda w: 2 * w)
-    assert state.metrics.grad_norm > 0  # the correction reads it, so the metrics do
+    assert state.age == 0
 
 
 def test_a_negative_radius_of_a_schedule_is_none_for_every_probe():
