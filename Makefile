@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-peers test-lowest lint format constraints
+.PHONY: demo test test-peers test-lowest test-newest lint format constraints
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noisy labels
@@ -12,14 +12,14 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2
 
 test-peers: .venv/peers  ## against PyTorch implementations
-	$(BIN)/python -m pytest tests/test_peers.py
+	$(BIN)/python -m pytest tests/benchmarks/test_peers.py
 
-test-lowest: .venv/lowest/installed  ## on the lowest versions that pyproject.toml allows
-	.venv/lowest/bin/python -m pytest -n 2 --ignore-glob='tests/test_examples_*' \
-		--ignore=tests/test_flax.py --ignore=tests/test_frontier.py --ignore=tests/test_step_time.py \
-		--ignore=tests/test_multihost.py --ignore=tests/test_radius_law.py \
-		--ignore=tests/test_scaling.py --ignore=tests/test_distributed.py --ignore=tests/test_models.py \
-		--ignore=tests/test_label_noise.py --ignore=tests/test_psf.py
+test-lowest: .venv/lowest/installed  ## the library on the lowest versions that pyproject.toml allows
+	.venv/lowest/bin/python -m pytest -n 2 tests/library \
+		--ignore=tests/library/test_flax.py --ignore=tests/library/test_distributed.py
+
+test-newest: .venv/newest/installed  ## the library on the newest Python at hand, with its newest JAX
+	.venv/newest/bin/python -m pytest -n 2 tests/library
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -45,6 +45,14 @@ constraints: .venv/installed  ## pins the newest versions
 	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct -e .
 	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python \
 		flax==0.10.6 hypothesis orbax-checkpoint pytest pytest-xdist scipy
+	touch $@
+
+# uv takes the first Python on the path that pyproject.toml allows: put those of pyenv before it.
+PYTHONS := $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.*/bin 2>/dev/null | sort -rV | tr '\n' ':')
+
+.venv/newest/installed: pyproject.toml constraints.txt .venv/installed
+	PATH="$(PYTHONS)$$PATH" $(BIN)/uv venv --quiet --clear --no-python-downloads .venv/newest
+	$(BIN)/uv pip install --quiet --python .venv/newest/bin/python -c constraints.txt -e '.[test]'
 	touch $@
 
 .venv/installed: pyproject.toml constraints.txt

@@ -36,6 +36,7 @@ from arsam_jax.alias import (
     usam,
     wsam,
 )
+from arsam_jax.convolutions import fast_convolutions
 from arsam_jax.core import (
     Metrics,
     SharpnessAwareState,
@@ -62,6 +63,7 @@ __all__ = [
     "correction",
     "decouple",
     "esam",
+    "fast_convolutions",
     "final_phase_sam",
     "friendly_sam",
     "gam",

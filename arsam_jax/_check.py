@@ -120,19 +120,19 @@ def check_static(
         )
 
 
-def checked_grad_fn(name: str, grad_fn: Any, grads: Any) -> Callable[[Any], Any]:
-    """``grad_fn``, which raises unless what it returns is shaped like ``grads``."""
+def checked_grad_fn(name: str, grad_fn: Any) -> Callable[[Any], Any]:
+    """``grad_fn``, which raises unless what it returns is shaped like its ``params``."""
     if not callable(grad_fn):
         raise TypeError(f"{name} must be a function of params, got {grad_fn!r}.")
 
     def checked(params):
         found = grad_fn(params)
-        same_structure = jax.tree.structure(grads) == jax.tree.structure(found)
-        shapes = [list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (grads, found)]
+        same_structure = jax.tree.structure(params) == jax.tree.structure(found)
+        shapes = [list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (params, found)]
         if not same_structure or shapes[0] != shapes[1]:
             raise ValueError(
-                f"{name}(params) must return gradients only, shaped like grads (not a loss, nor"
-                f" auxiliary data). Expected {jax.tree.structure(grads)} of shapes {shapes[0]},"
+                f"{name}(params) must return gradients only, shaped like params (not a loss, nor"
+                f" auxiliary data). Expected {jax.tree.structure(params)} of shapes {shapes[0]},"
                 f" got {jax.tree.structure(found)} of shapes {shapes[1]}."
             )
         return found

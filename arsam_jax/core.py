@@ -15,7 +15,7 @@ from arsam_jax import _check, _tree
 from arsam_jax import correction as correction_lib
 from arsam_jax import probe as probe_lib
 from arsam_jax import sampling as sampling_lib
-from arsam_jax._xla_cpu import fast_convolutions
+from arsam_jax.convolutions import fast_convolutions
 
 _EXAMPLE_CALL = """
     def grad_fn(params):  # the same mini-batch, the same dropout key
@@ -162,7 +162,7 @@ def sharpness_aware(
         rho_t = rho_t if is_constant else jnp.maximum(rho_t, 0)
 
         wanted, policy_state = sampling.decide(
-            state.sampling, state.step, _float32(sampling.norm(updates))
+            state.sampling, state.step, _float32(sampling.norm(updates, params))
         )
         reads_grads = probe.reads_grads or correction.reads_grads or sampling.record is not None
         is_unread = wanted is True and not reads_grads
@@ -284,9 +284,9 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
         probe_state = _tree.where(is_accepted, probe_state, state.probe)
         correction_state = _tree.where(is_accepted, correction_state, state.correction)
     if sampling.record is not None:
-        correction_norm = _float32(sampling.norm(_minus_psf(grads, perturbed_grads)))
+        correction_norm = _float32(sampling.norm(_minus_psf(grads, perturbed_grads), params))
         correction_norm = jnp.where(is_accepted, correction_norm, jnp.nan)
-        recorded = is_accepted, _float32(sampling.norm(grads)), correction_norm
+        recorded = is_accepted, _float32(sampling.norm(grads, params)), correction_norm
     measured = state.metrics[-3:]
     if measure:
         norm, perturbed_norm = _tree.norm(grads), _tree.norm(perturbed_grads)
@@ -393,7 +393,7 @@ def _resolve_grad_fn(grads, params, grad_fn, value_fn):
     evaluate = _tree.gradient(_loss_alone(value_fn)) if grad_fn is None else grad_fn
     if isinstance(grad_fn, Witness):
         grad_fn.see(grads)
-    return _check.checked_grad_fn("grad_fn", evaluate, grads)
+    return _check.checked_grad_fn("grad_fn", evaluate)
 
 
 def _loss_alone(value_fn):

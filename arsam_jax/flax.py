@@ -15,7 +15,7 @@ from flax import nnx
 from flax.training import train_state
 
 from arsam_jax import _check, _tree
-from arsam_jax._xla_cpu import fast_convolutions
+from arsam_jax.convolutions import fast_convolutions
 
 _EXTRA_ARGS = {
     *("grad_fn", "previous_grad_fn", "value_fn", "example_loss_fn", "batch", "fisher_batch"),

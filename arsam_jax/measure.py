@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from arsam_jax import _check, _random, _tree
-from arsam_jax._xla_cpu import fast_convolutions
+from arsam_jax.convolutions import fast_convolutions
 
 __all__ = ["sharpness", "top_hessian_eigenvalue"]
 

@@ -472,10 +472,11 @@ def auxiliary_sequence(
         del extra_args
         if previous_grad_fn is None:
             raise ValueError(f"This method needs previous_grad_fn.\n{_PREVIOUS_EXAMPLE_CALL}")
-        previous_grad_fn = _check.checked_grad_fn("previous_grad_fn", previous_grad_fn, grads)
+        previous_grad_fn = _check.checked_grad_fn("previous_grad_fn", previous_grad_fn)
         rate = learning_rate(step) if callable(learning_rate) else learning_rate
         rate = jnp.where(jnp.greater(rho, 0), rate, 0)
-        climb = rho * _tree.safe_divide(1.0, _tree.norm(state.grads))
+        norm = _tree.norm(state.grads)
+        climb = jnp.asarray(rho, norm.dtype) * _tree.safe_divide(1.0, norm)
         w = _tree.widen(params)
         ahead = grad_fn(_tree.add(w, _tree.scale(-rate, state.grads)))
         perturbed = previous_grad_fn(_tree.add(w, _tree.scale(climb, state.grads)))

@@ -28,19 +28,19 @@ class SamplingPolicy(NamedTuple):
     Attributes:
       init: ``() -> state``.
       decide: ``(state, step, grad_norm) -> (bool[], state)``, before the step; ``step`` (int32
-        scalar) counts from 0. A Python bool promises the same decision for every step. ``grad_norm``
-        may be infinite or NaN, which must not stay in the state.
+        scalar) counts from 0. A Python bool promises the same decision for every step. A
+        ``grad_norm`` that is infinite or NaN must not stay in the state.
       record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, after the step.
         ``sampled`` says whether a finite perturbed gradient was taken, ``grad_norm`` is ‖g‖ and
         ``correction_norm`` ‖PSF‖ if so (NaN if the one that was taken was refused), and both are 0
         if none was; ``rho`` is ρ(t). None where there is nothing to record, which saves the norms.
-      norm: the norm of a tree shaped like the parameters, by which the policy measures both.
+      norm: ``(tree, params) -> norm`` of a tree shaped like the parameters, which measures both.
     """
 
     init: Callable[[], Any]
     decide: Callable[..., tuple[jax.Array | bool, Any]]
     record: Callable[..., Any] | None = None
-    norm: Callable[[Any], jax.Array] = _tree.norm
+    norm: Callable[[Any, Any], jax.Array] = lambda tree, params: _tree.norm(tree)
 
 
 def always() -> SamplingPolicy:
@@ -407,13 +407,17 @@ def autoregressive(
     return SamplingPolicy(init, decide, record, masked_norm(norm_mask))
 
 
-def masked_norm(mask: ParamsMask) -> Callable[[Any], jax.Array]:
-    """The norm over the leaves that a mask keeps: of a tree shaped like the parameters."""
+def masked_norm(mask: ParamsMask) -> Callable[[Any, Any], jax.Array]:
+    """``(tree, params) -> norm`` over the leaves that a mask keeps; None keeps all of them."""
 
-    def norm(tree):
-        kept = mask(tree) if callable(mask) else mask
+    def norm(tree: Any, params: Any) -> jax.Array:
+        if mask is None:
+            return _tree.norm(tree)
+        kept = mask(params) if callable(mask) else mask
         keeps = jax.tree.leaves(kept)
-        are_bools = all(isinstance(x, bool) or getattr(x, "dtype", None) == bool for x in keeps)
+        are_bools = all(
+            isinstance(x, bool) or getattr(x, "dtype", None) == jnp.bool_ for x in keeps
+        )
         if jax.tree.leaves(tree) and not (are_bools and any(keeps)):
             raise ValueError(
                 f"norm_mask must be a tree of bools, not all of them False, got {kept!r}."
@@ -427,4 +431,4 @@ def masked_norm(mask: ParamsMask) -> Callable[[Any], jax.Array]:
             ) from error
         return _tree.norm(masked)
 
-    return _tree.norm if mask is None else norm
+    return norm

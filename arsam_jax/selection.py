@@ -206,7 +206,9 @@ def largest_changes(
         perturbed_grads, ascent_state, change = result
 
         index, change = _tree.gathered(axis_name, (index, change))
-        rows = jnp.where(jnp.isfinite(change), index, num_examples)  # one past the end: dropped
+        rows = jnp.where(
+            jnp.isfinite(change), index, int(num_examples)
+        )  # one past the end: dropped
         kept = jnp.where(is_first, 0, 1)  # the first epoch replaces the ones of the start
         total = state.total.at[rows].multiply(kept.astype(jnp.float32), mode="drop")
         times = state.times.at[rows].multiply(kept.astype(jnp.int32), mode="drop")

@@ -41,7 +41,7 @@ from jax.flatten_util import ravel_pytree
 from rich.progress import Progress
 
 import arsam_jax
-from arsam_jax._xla_cpu import fast_convolutions
+from arsam_jax.convolutions import fast_convolutions
 from benchmarks import frontier
 from benchmarks.frontier_report import Estimate, markdown_table
 from benchmarks.methods import METHODS

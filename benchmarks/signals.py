@@ -93,6 +93,7 @@ def moved(share, steps, seed):
         return wanted, (policy, path)
 
     def record(state, step, sampled, grad_norm, correction_norm, rho):
+        assert inner.record is not None
         policy = inner.record(state[0], step, sampled, grad_norm, correction_norm, rho)
         return policy, jnp.where(sampled, 0, state[1])
 
@@ -110,6 +111,7 @@ def ratio_change(share, steps, seed):
     def record(state, step, sampled, grad_norm, correction_norm, rho):
         policy, before = state
         ratio = correction_norm / grad_norm
+        assert inner.record is not None
         seen = inner.record(policy, step, sampled, before, ratio, rho)
         return seen, jnp.where(sampled, ratio, before)
 

@@ -30,7 +30,7 @@ import tyro
 
 import arsam_jax
 from arsam_jax import sampling
-from arsam_jax._xla_cpu import fast_convolutions
+from arsam_jax.convolutions import fast_convolutions
 from benchmarks.networks import NETWORKS, NUM_CLASSES
 
 COMPARISONS = (

@@ -19,7 +19,7 @@ import optax
 
 import arsam_jax
 from arsam_jax import measure
-from arsam_jax._xla_cpu import fast_convolutions
+from arsam_jax.convolutions import fast_convolutions
 
 NUM_CLASSES = 10
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist

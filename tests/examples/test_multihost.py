@@ -20,7 +20,7 @@ from examples import config, data, devices, loop, multihost, processes, records,
 from examples.methods import perturbation_size
 from examples.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "examples" / "launch"
 TINY = (
     *("--width", "2", "--dropout", "0.2", "--batch-size", "100", "--epochs", "6"),

@@ -18,8 +18,8 @@ from jax.interpreters import mlir
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from arsam_jax import _xla_cpu
-from arsam_jax._xla_cpu import fast_convolutions
+from arsam_jax import convolutions as module
+from arsam_jax.convolutions import fast_convolutions
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 NCHW = ("NCHW", "OIHW", "NCHW")
@@ -436,7 +436,7 @@ def test_nnx_batch_norm_model():
 
 @pytest.fixture
 def with_gpu(monkeypatch):
-    monkeypatch.setattr(_xla_cpu, "backends", lambda: {"cpu": None, "cuda": None})
+    monkeypatch.setattr(module, "backends", lambda: {"cpu": None, "cuda": None})
 
 
 @pytest.fixture(params=["CPU only", "CPU and GPU"])
@@ -529,7 +529,7 @@ def test_other_platforms_get_the_untouched_function(platform):
 
 
 def test_no_convolution_leaves_the_function_alone(monkeypatch):
-    monkeypatch.setattr(_xla_cpu, "backends", lambda: pytest.fail("nothing to decide"))
+    monkeypatch.setattr(module, "backends", lambda: pytest.fail("nothing to decide"))
     w = normal(0, (4, 4))
     gradient = jax.grad(lambda w: jnp.sum(scaled_relu(w @ w)))
     assert printed(fast_convolutions(gradient), w) == printed(gradient, w)
@@ -551,8 +551,8 @@ def test_falls_back_with_one_warning(monkeypatch):
     def broken(eqn):
         raise NotImplementedError("no such convolution")
 
-    monkeypatch.setattr(_xla_cpu, "_canonical_convolution", broken)
-    _xla_cpu._warn_once.cache_clear()
+    monkeypatch.setattr(module, "_canonical_convolution", broken)
+    module._warn_once.cache_clear()
     x, w = normal(0, (2, 6, 6, 4)), normal(1, (3, 3, 4, 4))
     gradient = jax.grad(lambda w: jnp.mean(nested_jit(w, x) ** 2))
     with pytest.warns(RuntimeWarning, match="slow on CPU: .*no such convolution"):

@@ -221,7 +221,9 @@ def test_executed_evaluations_are_of_the_chosen_examples():
 
 
 def test_the_gradient_of_the_caller_is_dropped():
-    """Two matrix products are a forward pass, five a gradient, as in tests/test_family.py."""
+    """Two matrix products are a forward pass, five a gradient, as in
+    tests/library/test_family.py.
+    """
     assert matrix_products(arsam_jax.k_sam(0.1, 1)) == 10
     assert matrix_products(arsam_jax.k_sam(0.1)) == 2 + 10
     assert matrix_products(arsam_jax.ausam(0.1, 128, 5)) == 10 + 10  # one or the other

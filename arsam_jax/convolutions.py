@@ -1,4 +1,7 @@
-"""Convolutions that stay fast inside `lax.cond`, `scan` and `while_loop` on XLA:CPU."""
+"""Convolutions that stay fast inside `lax.cond`, `scan` and `while_loop` on XLA:CPU.
+
+A sharpness-aware link calls this itself. Whoever scans over train steps on a CPU needs it, too.
+"""
 
 import functools
 import warnings
