@@ -83,8 +83,8 @@ def test_an_example_that_was_never_kept_adds_nothing():
     expected = 0.3 * kl(np.asarray(past)[[0, 2]], np.asarray(now)[[0, 2]], 5.0) / 2
     np.testing.assert_allclose(loss(now), expected, rtol=1e-3)
     sizes = jnp.abs(jax.grad(loss)(now)).max(axis=1)
-    assert (sizes[jnp.array([1, 3])] < 1e-8).all()
-    assert (sizes[jnp.array([0, 2])] > 1e-4).all()
+    assert (sizes[jnp.array([1, 3])] < 1e-6).all()
+    assert (sizes[jnp.array([0, 2])] > 1e-3).all()
 
 
 def test_the_memory_costs_what_it_says():
