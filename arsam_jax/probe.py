@@ -76,6 +76,7 @@ def multi_step(
     """
     _check.check_static("num_steps", num_steps)
     _check.check_integer("num_steps", num_steps, low=1)
+    num_steps = int(num_steps)  # of NumPy's
     ascent = _checked(ascent)
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):

@@ -129,6 +129,7 @@ def largest_changes(
     """
     _check.check_static("num_examples", num_examples)
     _check.check_integer("num_examples", num_examples, low=1)
+    num_examples = int(num_examples)  # of NumPy's
     _check.check_integer("steps_per_epoch", steps_per_epoch, low=1)
     _check.check_static("share", share)
     _check.check_number("share", share, above=0, high=1)
