@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-peers test-lowest test-newest lint format constraints
+.PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noisy labels
@@ -10,6 +10,10 @@ demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noi
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
+
+test-fast: .venv/installed  ## the core, for somebody who changes it: a minute and a half
+	$(BIN)/python -m pytest -n 2 $(addprefix tests/library/test_,laws.py arsam.py budgeted.py \
+		arguments.py wrappers.py metrics.py)
 
 test-peers: .venv/peers  ## against PyTorch implementations
 	$(BIN)/python -m pytest tests/benchmarks/test_peers.py
