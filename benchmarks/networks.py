@@ -33,6 +33,17 @@ class CNN(nn.Module):
         return nn.Dense(NUM_CLASSES)(x.mean((1, 2)))
 
 
+class ManyArrays(nn.Module):
+    """200 small layers, 602 arrays: where passes over the arrays weigh most."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(16)(x.reshape(len(x), -1))
+        for _ in range(200):
+            x = x + nn.Dense(16)(nn.tanh(nn.LayerNorm(use_bias=False)(x)))
+        return nn.Dense(NUM_CLASSES)(x)
+
+
 class ResNet18(models.ResNet18):
     """In training, unless said otherwise."""
 
@@ -77,6 +88,7 @@ NETWORKS = {
     "cnn": Network(CNN(), SMALL),
     "mlp": Network(MLP(), SMALL),
     "transformer": Network(VisionTransformer(patch=7, width=128, depth=1, heads=4), SMALL),
+    "many_arrays": Network(ManyArrays(), SMALL),
     "resnet18": Network(ResNet18(NUM_CLASSES, dtype=jnp.bfloat16), COLOUR),
     "vit_s": Network(VisionTransformer(4, 384, depth=12, heads=6, dtype=jnp.bfloat16), COLOUR),
 }
