@@ -44,6 +44,11 @@ def subtract(a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: x - y.astype(x.dtype), a, b)
 
 
+def minus_psf(grads: Any, perturbed_grads: Any) -> Any:
+    """To take the norm of: the PSF itself, where it is kept, XLA would hold in a buffer for it."""
+    return subtract(grads, perturbed_grads)
+
+
 def where(condition: chex.Array, a: Any, b: Any) -> Any:
     """Selects the whole of ``a`` or the whole of ``b`` by one scalar condition."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

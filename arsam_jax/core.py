@@ -36,10 +36,10 @@ class Metrics(NamedTuple):
       num_sampled: int32, the steps so far that did.
       rho: ρ of the last step, as the probe gets it: ``budgeted_sam`` multiplies its own argument.
       grad_norm: ‖g‖ of the last step.
-      perturbed_grad_norm: norm of the perturbed gradient of the last sampled step; like the next
-        two, 0 before the first.
-      correction_norm: ‖PSF‖ of the last sampled step, PSF = perturbed gradient − gradient.
-      cosine: between the gradient and the perturbed gradient of the last sampled step.
+      perturbed_grad_norm: norm of the perturbed gradient of the last step that was both sampled
+        and measured, as are the next two.
+      correction_norm: ‖PSF‖ there, PSF = perturbed gradient − gradient.
+      cosine: between the gradient and the perturbed gradient there.
     """
 
     sampled: jax.Array
@@ -56,7 +56,8 @@ class SharpnessAwareState(NamedTuple):
 
     Attributes:
       step: int32 scalar, the steps taken.
-      age: int32 scalar, the steps since the last sample with a finite perturbed gradient.
+      age: int32 scalar, the steps since the last sample, of a method that keeps something since
+        the last one with finite gradients.
       probe: state of the probe.
       sampling: state of the sampling policy.
       correction: state of the correction.
@@ -96,12 +97,13 @@ def sharpness_aware(
     needs are ignored, so a step can pass them all.
 
     A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
-    second gradient is taken, and none reused, where ρ(t) is not positive (a probe that leaves the
-    gradient unread is always asked, unless ρ is the number 0). A perturbed gradient that is not
-    finite is emitted, so that ``optax.apply_if_finite`` further down the chain sees it, and leaves
-    the states of probe and correction as they were, and that of the policy but for the price that
-    was paid. Of a schedule or an injected number, what is below 0 counts as 0, and where it is
-    NaN, NaN is emitted. ``measure=True`` fills all of ``Metrics``.
+    second gradient is taken, and none reused, where ρ(t) is not positive (where nothing reads the
+    gradient, see ``Probe``, the probe is always asked, unless ρ is the number 0). A perturbed
+    gradient that is not finite is emitted, so that ``optax.apply_if_finite`` further down the chain
+    sees it, and like a clean one that is not leaves the states of probe and correction as they
+    were, and that of the policy but for the price that was paid. Of a schedule
+    or an injected number, what is below 0 counts as 0, and where it is NaN, NaN is emitted.
+    ``measure=True`` fills all of ``Metrics``.
 
     Under ``vmap`` a batched decision runs both branches: every step then costs two gradients.
 
@@ -156,13 +158,15 @@ def sharpness_aware(
         measure=False,
         **extra_args,
     ):
+        if not isinstance(measure, bool):
+            raise TypeError(f"measure must be a Python bool, got {measure!r}.")
         grad_fn = _resolve_grad_fn(updates, params, grad_fn, value_fn)
         is_constant = isinstance(rho, numbers.Real)
         rho_t: Any = rho(state.step) if callable(rho) else rho
         rho_t = rho_t if is_constant else jnp.maximum(rho_t, 0)
 
         wanted, policy_state = sampling.decide(
-            state.sampling, state.step, _float32(sampling.norm(updates, params))
+            state.sampling, state.step, _float32(sampling.norm(_tree.widen(updates), params))
         )
         reads_grads = probe.reads_grads or correction.reads_grads or sampling.record is not None
         is_unread = wanted is True and not reads_grads
@@ -259,7 +263,7 @@ class _StepResult(NamedTuple):
     updates: Any
     probe: Any
     correction: Any
-    is_accepted: jax.Array  # whether a perturbed gradient was taken, a finite one
+    is_accepted: jax.Array  # whether a perturbed gradient was taken, and a finite one if kept
     recorded: tuple  # what the policy records: is_accepted, ‖g‖, ‖PSF‖
     measured: tuple  # the last three of the metrics
 
@@ -274,34 +278,31 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
     emitted, correction_state = correction.fresh(state.correction, read, perturbed_grads)
 
     is_accepted, recorded = jnp.array(True), ()
-    if sampling.record is not None or jax.tree.leaves((state.probe, state.correction)):
-        reads_both = sampling.record is not None or correction.reads_grads
-        seen = _minus_psf(grads, perturbed_grads) if reads_both else perturbed_grads
-        norm = _tree.norm(seen)
+    keeps = [x.dtype for x in jax.tree.leaves((state.probe, state.correction))]
+    if sampling.record is not None or any(jnp.issubdtype(x, jnp.inexact) for x in keeps):
+        norm = _tree.norm(perturbed_grads if is_unread else _tree.minus_psf(grads, perturbed_grads))
         # What is kept may have a narrower dtype and overflow where the gradient does not.
         narrow = _tree.narrow_leaves(correction_state, norm)
         is_accepted = jnp.isfinite(norm) & _tree.is_finite(narrow)
+        if not is_unread:
+            is_accepted &= jnp.isfinite(_tree.norm(grads))
         probe_state = _tree.where(is_accepted, probe_state, state.probe)
         correction_state = _tree.where(is_accepted, correction_state, state.correction)
     if sampling.record is not None:
-        correction_norm = _float32(sampling.norm(_minus_psf(grads, perturbed_grads), params))
+        minus_psf = _tree.minus_psf(grads, perturbed_grads)
+        correction_norm = _float32(sampling.norm(minus_psf, params))
         correction_norm = jnp.where(is_accepted, correction_norm, jnp.nan)
         recorded = is_accepted, _float32(sampling.norm(grads, params)), correction_norm
     measured = state.metrics[-3:]
     if measure:
         norm, perturbed_norm = _tree.norm(grads), _tree.norm(perturbed_grads)
         cosine = _tree.safe_divide(_tree.dot(grads, perturbed_grads), norm * perturbed_norm)
-        correction_norm = _tree.norm(_minus_psf(grads, perturbed_grads))
+        correction_norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads))
         measured = map(_float32, (perturbed_norm, correction_norm, cosine))
     emitted = _tree.cast_like(emitted, updates)
     return _StepResult(
         emitted, probe_state, correction_state, is_accepted, recorded, tuple(measured)
     )
-
-
-def _minus_psf(grads, perturbed_grads):
-    """Not the PSF, which a correction may keep: XLA would share it, in a buffer of its own."""
-    return _tree.subtract(grads, perturbed_grads)
 
 
 def _stale(parts, state, updates, age, rho_t, params):
@@ -334,7 +335,9 @@ def _array_of(x):
 
 def _trace(function, *args):
     """Raises what is wrong with a function that is not called yet, if it can be traced."""
-    with contextlib.suppress(jax.errors.JAXTypeError):  # it works with values, which jit forbids
+    # It works with values, which jit forbids.
+    forbidden = jax.errors.JAXTypeError, jax.errors.NonConcreteBooleanIndexError
+    with contextlib.suppress(*forbidden):
         jax.eval_shape(function, *args)
 
 

@@ -121,9 +121,8 @@ def reuse_psf(
         if keeps_nothing:
             return emitted, state
         norm = ()
-        if bound is not None:  # not of the PSF itself, which XLA would keep in float32 for it
-            minus_psf = _tree.subtract(grads, perturbed_grads)
-            norm = _tree.norm(minus_psf).astype(jnp.float32)
+        if bound is not None:
+            norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads)).astype(jnp.float32)
         return emitted, ReusePSFState(_tree.cast_like(psf, state.psf), norm)
 
     def stale(state, grads, age):

@@ -7,6 +7,7 @@ import numpy as np
 from jax.core import Tracer
 
 from arsam_jax.core import get_state
+from arsam_jax.parallel import local_parts
 
 _OF_POLICIES = ("probability", "ratio", "ema_ratio", "samples")
 
@@ -14,7 +15,8 @@ _OF_POLICIES = ("probability", "ratio", "ema_ratio", "samples")
 def metrics_dict(opt_state: Any) -> dict[str, float]:
     """Everything worth a curve about the one sharpness-aware link in an optimizer state.
 
-    Python floats by name, which ``json.dumps`` and every logger take: the fields of ``Metrics``;
+    Python floats by name, which ``json.dumps`` and every logger take: the fields of ``Metrics``,
+    of which four are 0 until a step is called with ``measure=True``;
     ``sampled_share``, the share of the steps so far that were sampled, in [0, 1] (%SAM / 100, 0
     before the first step); and of a policy that has them ``probability`` p, ``ratio`` c,
     ``ema_ratio`` r̂ and ``samples`` s, see ``sampling.AutoregressiveState``. It waits for the step:
@@ -44,7 +46,7 @@ def _number(name, tree):
             "metrics_dict makes Python floats, which do not exist inside jit: return"
             " get_metrics(opt_state) or the optimizer state, and call it outside."
         )
-    copies = np.concatenate([np.ravel(shard.data) for shard in x.addressable_shards])
+    copies = np.concatenate([np.ravel(part) for part in local_parts(x)])
     if len(np.unique(copies)) != 1:
         raise ValueError(
             f"metrics_dict takes the state of one model, got the values {copies} of {name}. Take"

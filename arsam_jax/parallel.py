@@ -93,9 +93,10 @@ def check_same_everywhere(opt_state: Any) -> None:
     state = get_state(opt_state)
     decisive = {"step": state.step, "age": state.age, "sampling": state.sampling}
     for path, x in jax.tree_util.tree_leaves_with_path(decisive):
-        local = [np.asarray(shard.data) for shard in x.addressable_shards]
+        local = local_parts(x)
         # What pmap keeps for each device lies along the first axis.
-        copies = np.stack(local) if x.is_fully_replicated else np.concatenate(local)
+        is_whole = not isinstance(x, jax.Array) or x.is_fully_replicated
+        copies = np.stack(local) if is_whole else np.concatenate(local)
         ends = np.unique(copies, axis=0)[[0, -1]]  # of one shape, however many devices there are
         every = np.asarray(multihost_utils.process_allgather(ends)).reshape(-1, *ends.shape[1:])
         values = np.unique(every, axis=0)
@@ -105,3 +106,10 @@ def check_same_everywhere(opt_state: Any) -> None:
                 f" processes: {', '.join(map(str, values))}. Restore all of them from the same"
                 " checkpoint, and give all the same seed."
             )
+
+
+def local_parts(x: Any) -> list[np.ndarray]:
+    """What the devices of this process hold of an array; of a NumPy array, itself."""
+    if not isinstance(x, jax.Array):
+        return [np.asarray(x)]
+    return [np.asarray(shard.data) for shard in x.addressable_shards]

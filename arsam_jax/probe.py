@@ -30,9 +30,9 @@ class Probe(NamedTuple):
       init: ``params -> state``.
       update: ``(grads, state, params, *, rho, step, grad_fn, **extra_args) -> (perturbed_grads,
         state)``. Called on sampled steps only; ``grads`` are in at least float32.
-      reads_grads: False if the probe leaves ``grads`` unread. If the correction does so too and
-        every step is sampled, ``grads`` is None, and XLA drops what the clean backward pass would
-        have cost.
+      reads_grads: False if the probe leaves ``grads`` unread. If the correction does so too, the
+        policy records nothing and every step is sampled, ``grads`` is None, and XLA drops what the
+        clean backward pass would have cost.
     """
 
     init: Callable[..., Any]
@@ -77,7 +77,7 @@ def multi_step(
     _check.check_static("num_steps", num_steps)
     _check.check_integer("num_steps", num_steps, low=1)
     num_steps = int(num_steps)  # of NumPy's
-    ascent = _checked(ascent)
+    ascent = checked(ascent)
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
         def climb(carry, _):
@@ -95,7 +95,7 @@ def multi_step(
             (_, perturbed_grads, state), _ = jax.lax.scan(climb, carry, length=num_steps)
         return perturbed_grads, state
 
-    return Probe(_init_of(ascent), update_fn)
+    return Probe(init_of(ascent), update_fn)
 
 
 def gradient_norm_aware(
@@ -141,7 +141,7 @@ def gradient_norm_aware(
     _check.check_number("alpha", alpha, low=0, high=1)
     _check.check_number("beta", beta, low=0, high=1)
     _check.check_number("gamma", gamma, low=0)
-    ascent = _checked(ascent)
+    ascent = checked(ascent)
 
     def update_fn(grads, state, params, /, *, rho, step, grad_fn, **extra_args):
         def climb(point, grads, state, radius):
@@ -161,7 +161,7 @@ def gradient_norm_aware(
         orthogonal = _tree.reject(behind, ahead)
         return _tree.add(ahead, _tree.scale(-gamma, orthogonal)), state
 
-    return Probe(_init_of(ascent), update_fn)
+    return Probe(init_of(ascent), update_fn)
 
 
 def microbatched(
@@ -184,7 +184,7 @@ def microbatched(
     """
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
-    ascent = _checked(ascent)
+    ascent = checked(ascent)
 
     def update_fn(
         grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
@@ -227,7 +227,7 @@ def microbatched(
         mean = _tree.scale(1 / num_microbatches, total)
         return _tree.mean_over(axis_name, mean), state
 
-    return Probe(_init_of(ascent), update_fn, reads_grads=False)
+    return Probe(init_of(ascent), update_fn, reads_grads=False)
 
 
 class KeyedState(NamedTuple):
@@ -279,10 +279,10 @@ def reweighted(
     if delta is not None:
         _check.check_number("delta", delta, above=0)
     _check.check_seed(seed)
-    ascent = _checked(ascent)
+    ascent = checked(ascent)
 
     def init_fn(params):
-        return KeyedState(_random.make_key(seed), _init_of(ascent)(params))
+        return KeyedState(_random.make_key(seed), init_of(ascent)(params))
 
     def update_fn(
         grads,
@@ -360,7 +360,7 @@ def selective(
     """
     _check.check_static("gamma", gamma)
     _check.check_number("gamma", gamma, above=0, high=1)
-    ascent = _checked(ascent)
+    ascent = checked(ascent)
 
     def update_fn(
         grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
@@ -383,7 +383,7 @@ def selective(
         )
         return _tree.mean_over(axis_name, perturbed_grads), state
 
-    return Probe(_init_of(ascent), update_fn)
+    return Probe(init_of(ascent), update_fn)
 
 
 class MomentumState(NamedTuple):
@@ -490,12 +490,13 @@ def auxiliary_sequence(
     return Probe(init_fn, update_fn, reads_grads=False)
 
 
-def _init_of(ascent):
+def init_of(ascent: Any) -> Callable[[Any], Any]:
     """The state of an ascent, which works on parameters in at least float32."""
     return lambda params: ascent.init(_tree.widen(params))
 
 
-def _checked(ascent):
+def checked(ascent: Any) -> optax.GradientTransformationExtraArgs:
+    """The ascent, which takes extra arguments, if it is one."""
     if not isinstance(ascent, optax.GradientTransformation):
         raise TypeError(
             "ascent must be an optax.GradientTransformation, such as ascent.normalize() (called),"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from arsam_jax import _check, _random, _tree
@@ -171,7 +172,7 @@ def gradient_norm_gate(
 
     def decide(state, step, grad_norm):
         x, unmoved = _square_in_unit(state.moments, grad_norm)
-        moments = _moved(unmoved, x, decay)
+        moments = _tree.where(jnp.isfinite(grad_norm), _moved(unmoved, x, decay), state.moments)
         progress = step.astype(jnp.float32) / jnp.asarray(total_steps, jnp.float32)
         progress = jnp.minimum(progress, 1)
         end, start = jnp.asarray(lambda_1, jnp.float32), jnp.asarray(lambda_2, jnp.float32)
@@ -354,7 +355,7 @@ def autoregressive(
             _check.check_number("initial_samples", initial_samples, low=least, high=most)
 
     def init():
-        samples = jnp.asarray(initial_samples, jnp.float32)
+        samples = jnp.array(initial_samples, jnp.float32)  # a copy, which may be donated
         return AutoregressiveState(
             key=_random.make_key(seed),
             ratio=jnp.zeros([], jnp.float32),
@@ -372,7 +373,7 @@ def autoregressive(
 
     def record(state, step, sampled, grad_norm, correction_norm, rho):
         ratio = _tree.safe_divide(correction_norm, grad_norm)
-        is_ratio = sampled & (grad_norm > 0) & jnp.isfinite(ratio)
+        is_ratio = sampled & (grad_norm > 0) & jnp.isfinite(grad_norm) & jnp.isfinite(ratio)
         is_same_rho = rho == state.ratio_rho
         is_comparable = is_same_rho | (jnp.minimum(ratio, state.ratio) > _ROUNDING)
         previous = state.ratio * jnp.where(is_same_rho, 1, _tree.safe_divide(rho, state.ratio_rho))
@@ -415,9 +416,7 @@ def masked_norm(mask: ParamsMask) -> Callable[[Any, Any], jax.Array]:
             return _tree.norm(tree)
         kept = mask(params) if callable(mask) else mask
         keeps = jax.tree.leaves(kept)
-        are_bools = all(
-            isinstance(x, bool) or getattr(x, "dtype", None) == jnp.bool_ for x in keeps
-        )
+        are_bools = all(np.ndim(x) == 0 and isinstance(np.asarray(x).item(), bool) for x in keeps)
         if jax.tree.leaves(tree) and not (are_bools and any(keeps)):
             raise ValueError(
                 f"norm_mask must be a tree of bools, not all of them False, got {kept!r}."

@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from arsam_jax import _check, _random, _tree
 from arsam_jax.ascent import normalize
-from arsam_jax.probe import Probe, _checked, _init_of, example_loss
+from arsam_jax.probe import Probe, checked, example_loss, init_of
 
 _INDEX_CALL = """
     tx.update(grads, opt_state, params, grad_fn=grad_fn, example_loss_fn=example_loss_fn,
@@ -45,7 +45,7 @@ def largest_losses(
     """
     _check.check_static("share", share)
     _check.check_number("share", share, above=0, high=1)
-    ascent = _checked(ascent)
+    ascent = checked(ascent)
 
     def update_fn(
         grads, state, params, /, *, grad_fn, example_loss_fn=None, batch=None, **extra_args
@@ -62,7 +62,7 @@ def largest_losses(
         extra_args["example_loss_fn"] = example_loss_fn
         return _climb(ascent, loss_fn, part, params, state, **extra_args)[:2]
 
-    return Probe(_init_of(ascent), update_fn, reads_grads=False)
+    return Probe(init_of(ascent), update_fn, reads_grads=False)
 
 
 class LossChangeState(NamedTuple):
@@ -138,14 +138,14 @@ def largest_changes(
     if not isinstance(min_weight, Tracer):
         _check.check_number("max_weight", max_weight, low=float(min_weight))
     _check.check_seed(seed)
-    ascent = _checked(ascent)
+    ascent = checked(ascent)
 
     def init_fn(params):
         return LossChangeState(
             key=_random.make_key(seed),
             total=jnp.ones([num_examples], jnp.float32),
             times=jnp.ones([num_examples], jnp.int32),
-            ascent=_init_of(ascent)(params),
+            ascent=init_of(ascent)(params),
         )
 
     def draw(state, index, step, epoch, count, axis_name):

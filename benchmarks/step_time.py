@@ -4,8 +4,9 @@ Times whole jitted, donated train steps of a network in interleaved pairs and re
 the ratios of the pairs, so that noise of the machine that is slower than a step cancels.
 
 The measures, all for one step: "time", a call of its own, the state passed in and out; "scanned",
-within a `lax.scan` over many; "compile", tracing included; "memory", arguments, results and temporary buffers;
-"peers", PyTorch's SAM and LookSAM against its own SGD, on the CPU.
+within a `lax.scan` over many; "tracing" and "compile", the latter with the former; "memory",
+arguments, results and temporary buffers; "peers", PyTorch's SAM and LookSAM against its own SGD,
+on the CPU.
 
 budgeted_sam takes a second gradient on one step in eight: ideally 1.125 times SGD, 0.5625 times
 SAM. The cost of the `lax.cond` is "sam by policy", which decides at each step, always for it, in

@@ -77,7 +77,7 @@ OTHER_PRICES = {
 }
 
 # Which leave the clean gradient unread: to measure it would cost them its backward pass.
-UNMEASURED = {"m_sam", "momentum_sam", "rw_sam", "k_sam", "ausam"}
+UNMEASURED = {"m_sam", "momentum_sam", "rw_sam", "k_sam", "ausam", "sampa"}
 
 # Which look at the examples of a batch themselves, so that it cannot come in parts.
 OF_THE_WHOLE_BATCH = {"esam", "m_sam", "rw_sam", "k_sam", "ausam"}

@@ -303,7 +303,7 @@ class Trainer:
                 )
             )
         accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
-        return new_state, _step_metrics(loss, accuracy, grads, new_state.opt_state)
+        return new_state, _step_metrics(loss, accuracy, grads, new_state.opt_state, measure)
 
     def accuracy(self, state: TrainState, images: Images, labels: np.ndarray) -> np.ndarray:
         """Share of right predictions, for each seed, with BatchNorm's running statistics."""
@@ -373,7 +373,7 @@ def _accumulated(value_and_grad, num_parts, params, batch_stats, batch, index, k
     return (loss / num_parts, (join(logits), batch_stats)), grads
 
 
-def _step_metrics(loss, accuracy, grads, opt_state) -> jax.Array:
+def _step_metrics(loss, accuracy, grads, opt_state, measure) -> jax.Array:
     """The values of STEP_METRICS in one array, NaN where the method or the step has none."""
     values = {"loss": loss, "accuracy": accuracy}
     try:
@@ -381,17 +381,15 @@ def _step_metrics(loss, accuracy, grads, opt_state) -> jax.Array:
     except ValueError:  # a method without a sharpness-aware link, such as SGD
         values |= {"grad_norm": optax.tree.norm(grads), "sampled": 0.0}
     else:
-        of_sampled_steps = {
-            "ratio": getattr(link.sampling, "ratio", jnp.nan),
-            "perturbed_grad_norm": link.metrics.perturbed_grad_norm,
-            "correction_norm": link.metrics.correction_norm,
-            "cosine": link.metrics.cosine,
-        }
+        of_sampled_steps = {"ratio": getattr(link.sampling, "ratio", jnp.nan)}
+        if measure:
+            values["grad_norm"] = link.metrics.grad_norm
+            for name in ("perturbed_grad_norm", "correction_norm", "cosine"):
+                of_sampled_steps[name] = getattr(link.metrics, name)
         values |= {
             name: jnp.where(link.metrics.sampled, value, jnp.nan)
             for name, value in of_sampled_steps.items()
         }
-        values["grad_norm"] = link.metrics.grad_norm
         values["sampled"] = link.metrics.sampled
         values["probability"] = getattr(link.sampling, "probability", jnp.nan)
     return jnp.stack([jnp.asarray(values.get(n, jnp.nan), jnp.float32) for n in STEP_METRICS])

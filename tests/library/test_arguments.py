@@ -322,3 +322,34 @@ def test_python_numbers_are_gradients():
     for g, expected in ((2.0, 2.5), (1.0, 1.5), (1.0, 1.5), (1.0, 1.0)):  # sampled, reuse, plain
         updates, state = tx.update({"w": g}, state, params, grad_fn=grad_fn)
         np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)
+
+
+def test_a_traced_measure_is_refused_by_name():
+    tx, params = arsam_jax.sam(0.1), jnp.ones(2)
+
+    def update(measure):
+        return tx.update(params, tx.init(params), params, grad_fn=lambda w: w, measure=measure)
+
+    jitted = jax.jit(update)
+    with pytest.raises(TypeError, match="^measure must be a Python bool, got "):
+        jitted(True)
+
+
+def test_a_grad_fn_that_only_runs_on_values_runs_outside_jit():
+    tx, params = arsam_jax.budgeted_sam(0.1), jnp.array([1.0, -1.0])
+    grad_fn = jax.grad(lambda w: jnp.sum(w[np.asarray(jax.lax.stop_gradient(params)) > 0] ** 2))
+
+    def on_values(w):
+        assert (w[w > 0]).size
+        return grad_fn(w)
+
+    state = tx.init(params)
+    for _ in range(8):
+        _, state = tx.update(grad_fn(params), state, params, grad_fn=on_values)
+    assert state.metrics.num_sampled == 1
+
+
+def test_an_initial_number_of_samples_survives_donation():
+    tx = arsam_jax.arsam(0.1, 0.5, initial_samples=jnp.float32(5))
+    jax.jit(lambda state: state, donate_argnums=0)(tx.init(jnp.ones(2)))
+    assert tx.init(jnp.ones(2)).sampling.samples == 5

@@ -181,6 +181,39 @@ def test_non_finite_gradients_are_emitted_and_not_kept(which, bad):
     assert state.age == 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_clean_gradient_does_not_enter_a_probe_that_masks_it(bad):
+    """Its state must not move although the perturbed gradient is finite."""
+    ema = optax.chain(ascent.subtract_ema(), optax.zero_nans(), ascent.normalize())
+    tx = sharpness_aware(0.1, probe=probe.perturb(ema))
+    params = jnp.array([1.0, -2.0, 3.0])
+    _, state = tx.update(params, tx.init(params), params, grad_fn=lambda w: w)
+    poisoned = params + jnp.array([0.0, bad, 0.0])
+    _, after = tx.update(poisoned, state, params, grad_fn=lambda w: params)
+    chex.assert_trees_all_equal(after.probe, state.probe)
+
+
+def test_a_gradient_too_large_for_its_norm_is_kept_nowhere():
+    tx = arsam_jax.arsam(0.1, 0.4, warmup_steps=9)
+    params = jnp.arange(1.0, 5.0)
+    _, state = tx.update(params, tx.init(params), params, grad_fn=lambda w: w**3)
+    _, after = tx.update(params + 1e20, state, params, grad_fn=lambda w: w + 1e20)
+    chex.assert_trees_all_equal(after.correction, state.correction)
+    assert after.age == state.age + 1
+    assert after.sampling.ratio == state.sampling.ratio
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_gradients_do_not_move_the_moments_of_a_policy(bad):
+    policy = sampling.gradient_norm_gate(100)
+    state = policy.init()
+    for i in range(20):
+        _, state = policy.decide(state, jnp.int32(i), jnp.float32(1 + 0.1 * (i % 3)))
+    for i in range(20, 30):
+        _, after = policy.decide(state, jnp.int32(i), jnp.float32(bad))
+        chex.assert_trees_all_equal(after, state)
+
+
 def test_apply_if_finite_sees_a_bad_perturbed_gradient():
     tx = optax.chain(arsam_jax.sam(0.1), optax.apply_if_finite(optax.sgd(0.1), 5))
     params = jnp.ones(3)

@@ -40,6 +40,7 @@ def test_every_metric_and_what_the_policy_has():
     }
     assert all(type(x) is float for x in values.values())
     assert json.loads(json.dumps(values)) == values
+    assert metrics_dict(jax.device_get(state)) == values
     link = arsam_jax.get_state(state)
     for name, x in (link.metrics._asdict() | link.sampling._asdict()).items():
         if name in values:
