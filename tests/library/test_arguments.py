@@ -331,7 +331,7 @@ def test_a_traced_measure_is_refused_by_name():
         return tx.update(params, tx.init(params), params, grad_fn=lambda w: w, measure=measure)
 
     jitted = jax.jit(update)
-    with pytest.raises(TypeError, match="^measure must be a Python bool, got "):
+    with pytest.raises(TypeError, match=r"^measure must be a Python bool, got "):
         jitted(True)
 
 

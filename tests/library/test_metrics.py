@@ -70,7 +70,7 @@ def test_replicated_pmapped_and_nnx_states():
 
 def test_several_models_are_refused():
     states = [run(1, W), run(1, 2 * W)]
-    with pytest.raises(ValueError, match=r"the state of one model, got .* of grad_norm"):
+    with pytest.raises(ValueError, match=r"the state of one model, got .* of ratio"):
         metrics_dict(jax.tree.map(lambda *x: jnp.stack(x), *states))
 
 
