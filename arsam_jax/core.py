@@ -170,6 +170,7 @@ def sharpness_aware(
         )
         reads_grads = probe.reads_grads or correction.reads_grads or sampling.record is not None
         is_unread = wanted is True and not reads_grads
+        _check_replicated((wanted, () if is_unread else updates))
         if wanted is False or (is_constant and rho_t == 0):
             sampled = False
         elif wanted is True and (is_constant or is_unread):
@@ -345,23 +346,27 @@ def _float32(x):
     return x.astype(jnp.float32)
 
 
+def _check_replicated(tree):
+    """Raises if ``shard_map`` sees that what the devices decide by is not the same on all."""
+    varying = frozenset().union(*map(_tree.varying_axes, jax.tree.leaves(tree)))
+    if varying:
+        raise ValueError(
+            "What a step decides by, gradients or the state of the policy, varies over the mapped"
+            f" axis {', '.join(map(repr, sorted(varying)))}: the devices would wait for each other"
+            " forever, or drift apart. Average the gradients over the axis before the update and in"
+            " grad_fn (arsam_jax.parallel.value_and_grad does both right), and keep the optimizer"
+            " state replicated: the same seed on every device, in_specs and out_specs P()."
+            " Parameters that are sharded inside shard_map are not supported; shard them with jit"
+            " and NamedSharding."
+        )
+
+
 def _uniform(sampled, axis_name):
     """The decision, the same on every device: a different one would hang in the first collective.
 
-    What ``shard_map`` can see to vary is an error. In ``pmap``, and in ``shard_map`` without
+    What ``shard_map`` can see to vary has been refused. In ``pmap``, and in ``shard_map`` without
     ``check_vma``, nothing can be seen: there all sample if one wants to, given ``axis_name``.
     """
-    varying = _tree.varying_axes(sampled)
-    if varying:
-        raise ValueError(
-            "The decision to take a second gradient varies over the mapped axis"
-            f" {', '.join(map(repr, sorted(varying)))}, so the devices would wait for each other"
-            " forever. Average the gradients over the axis before the update and in grad_fn"
-            " (arsam_jax.parallel.value_and_grad does both right), and keep the optimizer state"
-            " replicated: the same seed on every device, in_specs and out_specs P(). Parameters"
-            " that are sharded inside shard_map are not supported; shard them with jit and"
-            " NamedSharding."
-        )
     for axis in _tree.unseen_axes(axis_name):
         sampled = jax.lax.pmax(sampled, axis)
     return sampled

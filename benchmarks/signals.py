@@ -110,7 +110,7 @@ def ratio_change(share, steps, seed):
 
     def record(state, step, sampled, grad_norm, correction_norm, rho):
         policy, before = state
-        ratio = correction_norm / grad_norm
+        ratio = correction_norm / jnp.where(sampled, grad_norm, 1)
         assert inner.record is not None
         seen = inner.record(policy, step, sampled, before, ratio, rho)
         return seen, jnp.where(sampled, ratio, before)

@@ -26,7 +26,7 @@ def test_measured_bytes_are_one_or_two_gradients(tmp_path):
         rows = {row["method"]: row for row in scaling.measure(2, options)}
     expected = {
         "SGD": (1, 1),
-        "SAM": (1, 2),
+        "SAM": (2, 2),  # it has no plain step
         "SAM of each device": (1, 1),
         "budgeted_sam, 1/8": (1, 2),
     }

@@ -11,8 +11,7 @@ import pytest
 
 import arsam_jax
 from arsam_jax import _random, selection, sharpness_aware
-from tests.problem import make_batch
-from tests.test_family import (
+from tests.library.test_family import (
     BATCH,
     EXAMPLES,
     RHO,
@@ -29,6 +28,7 @@ from tests.test_family import (
     unit,
     update_with,
 )
+from tests.problem import make_batch
 
 pytestmark = pytest.mark.usefixtures("x64")
 

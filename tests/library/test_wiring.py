@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import arsam_jax
 from arsam_jax import check_wiring, parallel, sparse
 from arsam_jax.flax import nnx_value_and_grad
-from tests import test_flax
+from tests.library import test_flax
 from tests.problem import example_loss_fn, loss_fn, make_batch, make_params
 
 BATCH = make_batch(0)
@@ -255,7 +255,7 @@ RIGHT = {
         "value_fn": complex_loss,
     },
     "if finite": {"tx": optax.apply_if_finite(make_chain(), 3)},
-    "named": {"tx": optax.named_chain(("link", arsam_jax.sam(0.1)), ("base", optax.adam(0.1)))},
+    "named": {"tx": optax.named_chain(("link", arsam_jax.sam(0.1)), ("base", optax.sgd(0.1)))},
     "injected": {
         "tx": optax.inject_hyperparams(lambda rho: make_chain(arsam_jax.sam(rho)))(rho=0.1)
     },
