@@ -20,10 +20,10 @@ test-peers: .venv/peers  ## against PyTorch implementations
 
 test-lowest: .venv/lowest/installed  ## the library on the lowest versions that pyproject.toml allows
 	.venv/lowest/bin/python -m pytest -n 2 tests/library \
-		--ignore=tests/library/test_flax.py --ignore=tests/library/test_distributed.py
+		--ignore=tests/library/test_flax.py --ignore=tests/library/test_distributed.py $(ONLY)
 
 test-newest: .venv/newest/installed  ## the library on the newest Python at hand, with its newest JAX
-	.venv/newest/bin/python -m pytest -n 2 tests/library
+	.venv/newest/bin/python -m pytest -n 2 tests/library $(ONLY)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
