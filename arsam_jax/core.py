@@ -278,10 +278,11 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
     perturbed_grads = _tree.widen(perturbed_grads)
     emitted, correction_state = correction.fresh(state.correction, read, perturbed_grads)
 
+    minus_psf = () if is_unread and not measure else _tree.minus_psf(grads, perturbed_grads)
     is_accepted, recorded = jnp.array(True), ()
     keeps = [x.dtype for x in jax.tree.leaves((state.probe, state.correction))]
     if sampling.record is not None or any(jnp.issubdtype(x, jnp.inexact) for x in keeps):
-        norm = _tree.norm(perturbed_grads if is_unread else _tree.minus_psf(grads, perturbed_grads))
+        norm = _tree.norm(perturbed_grads if is_unread else minus_psf)
         # What is kept may have a narrower dtype and overflow where the gradient does not.
         narrow = _tree.narrow_leaves(correction_state, norm)
         is_accepted = jnp.isfinite(norm) & _tree.is_finite(narrow)
@@ -290,7 +291,6 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
         probe_state = _tree.where(is_accepted, probe_state, state.probe)
         correction_state = _tree.where(is_accepted, correction_state, state.correction)
     if sampling.record is not None:
-        minus_psf = _tree.minus_psf(grads, perturbed_grads)
         correction_norm = _float32(sampling.norm(minus_psf, params))
         correction_norm = jnp.where(is_accepted, correction_norm, jnp.nan)
         recorded = is_accepted, _float32(sampling.norm(grads, params)), correction_norm
@@ -298,8 +298,7 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
     if measure:
         norm, perturbed_norm = _tree.norm(grads), _tree.norm(perturbed_grads)
         cosine = _tree.safe_divide(_tree.dot(grads, perturbed_grads), norm * perturbed_norm)
-        correction_norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads))
-        measured = map(_float32, (perturbed_norm, correction_norm, cosine))
+        measured = map(_float32, (perturbed_norm, _tree.norm(minus_psf), cosine))
     emitted = _tree.cast_like(emitted, updates)
     return _StepResult(
         emitted, probe_state, correction_state, is_accepted, recorded, tuple(measured)
