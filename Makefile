@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noisy labels
-	$(BIN)/python -m examples.train $(if $(wildcard runs/digits/config.json),--resume)
+	$(BIN)/python -m examples.classification $(if $(wildcard runs/digits/config.json),--resume)
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2

@@ -15,7 +15,7 @@ import rich
 import tyro
 
 from benchmarks.frontier import append_row
-from examples import augment
+from examples.classification.data import augment
 
 CHOICES = ((), ("crop", "mirror", "cutout"), ("randaugment",), augment.AUGMENTATIONS)
 

@@ -28,9 +28,11 @@ from PIL import Image
 from rich.progress import track
 
 from benchmarks.frontier import append_row
-from examples import config, data, pipeline
-from examples.images import Images
-from examples.trainer import Trainer
+from examples.classification import config
+from examples.classification.data import pipeline
+from examples.classification.data import sets as data
+from examples.classification.data.images import Images
+from examples.classification.trainer import Trainer
 
 PACKAGES = ("jax", "numpy", "pillow", "grain", "array_record", "tensorflow-datasets")
 CLASSES = 200  # of Tiny ImageNet

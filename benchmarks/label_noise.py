@@ -34,10 +34,11 @@ from rich.table import Table
 import arsam_jax
 from benchmarks.frontier import append_row, halton, read_table, run_resumable, start_worker
 from benchmarks.frontier_report import Estimate, markdown_table
-from examples import config as settings
-from examples import data, loop
-from examples.configs import digits_noise, fashion_mnist_noise
-from examples.trainer import Trainer
+from examples.classification import config as settings
+from examples.classification import loop
+from examples.classification.configs import digits_noise, fashion_mnist_noise
+from examples.classification.data import sets as data
+from examples.classification.trainer import Trainer
 
 CONFIGS = {"digits": digits_noise.config, "fashion_mnist": fashion_mnist_noise.config}
 TITLES = {"digits": "digits", "fashion_mnist": "Fashion-MNIST, 1,000 images of 14×14"}

@@ -53,7 +53,7 @@ from benchmarks.workloads import (
     num_steps,
     snapshots,
 )
-from examples.records import write_text
+from examples.common.records import write_text
 
 SHARES = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 MULTIPLIERS = tuple(round(share ** (-2 / 3), 3) for share in SHARES)  # of ρ, as budgeted_sam has it

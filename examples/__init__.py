@@ -1,1 +1,1 @@
-"""Runnable examples: ``python -m examples.train`` compares methods on an image classifier."""
+"""Runnable examples: ``python -m examples.classification`` compares methods."""

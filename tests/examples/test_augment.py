@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image, ImageEnhance, ImageOps
 
-from examples import augment
-from examples.augment import AUGMENTATIONS, OPERATIONS
+from examples.classification.data import augment
+from examples.classification.data.augment import AUGMENTATIONS, OPERATIONS
 
 FILL = np.array([120, 110, 100], np.float32)
 SIGNED = ("rotate", "color", "contrast", "brightness", "sharpness", *OPERATIONS[-4:])

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from examples import config, train
-from examples.config import Published
-from examples.trainer import Trainer
+from examples.classification import config, train
+from examples.classification.config import Published
+from examples.classification.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -22,6 +22,7 @@ PARAMETERS = {  # 10 classes of 32 pixels, 100 of them, and 200 of 64 or 224 pix
     ("tiny_imagenet", "resnet18"): 11_271_432,
     ("tiny_imagenet", "mobilenet"): 3_411_976,
 }
+IMPORT = "from examples.classification.config import Config\n"
 SMALL = ("--model", "cnn", "--width", "2", "--depth", "0", "--image-size", "4", "--smoke")
 
 
@@ -123,13 +124,11 @@ def test_published_speed_ups_are_the_ratio_of_speeds():
 
 def test_a_config_of_ones_own(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text(
-        "from examples.config import Config\nconfig = Config(dataset='digits', epochs=3, rho=0.2)\n"
-    )
+    file.write_text(f"{IMPORT}config = Config(dataset='digits', epochs=3, rho=0.2)\n")
     settings = config.parse(["--config", str(file), "--rho", "0.3"])
     assert (settings.epochs, settings.rho, settings.folder.name) == (3, 0.3, "mine")
     for wrong in ("method='sam'", "epochs='5'", "epochs=2.5", "noise=None", "keep_best=1"):
-        file.write_text(f"from examples.config import Config\nconfig = Config({wrong})\n")
+        file.write_text(f"{IMPORT}config = Config({wrong})\n")
         with pytest.raises(config.ConfigError, match=wrong.split("=")[0] + " must be "):
             config.parse(["--config", str(file)])
     file.write_text("settings = 1\n")

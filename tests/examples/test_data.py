@@ -24,7 +24,8 @@ import tensorflow_datasets as tfds
 from hypothesis import strategies as st
 from PIL import Image
 
-from examples import builders, data, images, noise, pipeline
+from examples.classification.data import builders, images, noise, pipeline
+from examples.classification.data import sets as data
 
 
 def write_idx(path, array):
@@ -171,7 +172,7 @@ def test_an_interrupted_preparation_is_not_taken_for_a_whole_one(tmp_path, monke
 def test_a_killed_preparation_is_not_taken_for_a_whole_one(tmp_path):
     program = """
 import os, pathlib, sys
-from examples import builders, data
+from examples.classification.data import builders, sets as data
 
 def killed(split, images, labels):
     yield from list(examples(split, images, labels))[:100]
@@ -864,7 +865,7 @@ def test_closing_the_batches_ends_the_workers_and_a_killed_worker_is_an_error():
 _PROGRAM = """
 import contextlib, multiprocessing, sys, time
 import numpy as np
-from examples import pipeline
+from examples.classification.data import pipeline
 
 assert __name__ == "__main__", "a worker process imports the program"
 

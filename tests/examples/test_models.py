@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from arsam_jax.models import MobileNet, PyramidNet, ResNet18, VisionTransformer, WideResNet
+from examples.classification.networks import (
+    MobileNet,
+    PyramidNet,
+    ResNet18,
+    VisionTransformer,
+    WideResNet,
+)
 
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from examples import config, data, devices, loop, multihost, processes, records, train
-from examples.methods import perturbation_size
-from examples.trainer import Trainer
+from examples.classification import config, loop, multihost, train
+from examples.classification.data import sets as data
+from examples.classification.methods import perturbation_size
+from examples.classification.trainer import Trainer
+from examples.common import devices, processes, records
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "examples" / "launch"
@@ -32,7 +34,7 @@ LONG = 600  # seconds; the machine may be busy with other work
 # take their time, so that the others hear of it before they are through.
 PROGRAM = """
 import os, sys, time
-from examples import multihost, trainer
+from examples.classification import multihost, trainer
 
 def compile_step(self, *key):
     calls = iter(range(1, 1000))

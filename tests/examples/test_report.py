@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from examples import config, loop, plots, plots_comparison, records, report, runs
+from examples.classification import config, loop, plots, plots_comparison, report, runs
+from examples.common import records
 
 STEPS, EPOCHS = 12, 3
 DEVICE = {"platform": "gpu", "kind": "H100", "devices": 1, "processes": 1, "cpu_cores": 16}
@@ -21,7 +22,7 @@ DATA = {
     "classes": 10,
 }
 PAPER = """
-from examples.config import Config, Published
+from examples.classification.config import Config, Published
 
 config = Config(dataset="digits", label_noise=0.2, epochs=3)
 published = {

@@ -17,8 +17,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 import arsam_jax
-from examples import config, data, loop, methods, models, records, train
-from examples.trainer import STEP_METRICS, Trainer
+from examples.classification import config, loop, methods, train
+from examples.classification import small_networks as models
+from examples.classification.data import sets as data
+from examples.classification.trainer import STEP_METRICS, Trainer
+from examples.common import records
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -27,7 +30,7 @@ TINY = (
 )
 TERMINATED_AT_STEP_23 = """
 import os, signal, sys
-from examples import train, trainer
+from examples.classification import train, trainer
 
 def compile_step(self, *key):
     calls = iter(range(1, 1000))
@@ -599,7 +602,8 @@ def test_tensorboard_shows_every_step_once_after_a_crash(
 
 
 def run_program(*arguments, prelude="", **kwargs):
-    code = f"{prelude}\nimport sys\nfrom examples import train\nsys.exit(train.main(sys.argv[1:]))"
+    program = "from examples.classification import train\nsys.exit(train.main(sys.argv[1:]))"
+    code = f"{prelude}\nimport sys\n{program}"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
@@ -614,7 +618,7 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_one(data_dir, refer
     """SIGKILL, while it starts, trains, or writes tables and checkpoints, as after every step."""
     place = ("--output", str(tmp_path), "--name", "killed")
     arguments = [*TINY, "--method", "arsam", "--seeds", "7", "--data-dir", str(data_dir), *place]
-    every_step = "from examples import loop; loop._STEPS_PER_FETCH = 1"
+    every_step = "from examples.classification import loop; loop._STEPS_PER_FETCH = 1"
     run, rng = tmp_path / "killed" / "arsam" / "seed7", np.random.default_rng()
     delays = [rng.uniform(0, 8), rng.uniform(0, 0.5), rng.uniform(0, 0.5)]
     for kill, delay in enumerate(delays):

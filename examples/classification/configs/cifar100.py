@@ -1,0 +1,12 @@
+"""CIFAR-100, ResNet-18: SGD, SAM and ARSAM, one seed, as arXiv 2510.03763 has it.
+
+python -m examples.classification --config cifar100
+"""
+
+import dataclasses
+
+from examples.classification.configs import paper
+
+config = dataclasses.replace(
+    paper.cifar100("resnet18", "arsam"), method=("sgd", "sam", "arsam"), seeds=(0,)
+)

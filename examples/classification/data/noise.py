@@ -1,0 +1,141 @@
+"""Wrong training labels: made ones, symmetric or asymmetric, and given ones such as CIFAR-10N's."""
+
+from pathlib import Path
+
+import numpy as np
+
+from examples.classification.data.images import DataError
+from examples.classification.data.sets import NOISE_STREAM, Dataset
+
+NOISES = ("symmetric", "asymmetric")
+
+_CIFAR10 = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+"""Truck → automobile, bird → airplane, deer → horse, cat ↔ dog; the others are not mistaken."""
+
+_CIFAR100 = (  # the superclasses; a class's label is its place in the alphabet
+    "beaver dolphin otter seal whale",
+    "aquarium_fish flatfish ray shark trout",
+    "orchid poppy rose sunflower tulip",
+    "bottle bowl can cup plate",
+    "apple mushroom orange pear sweet_pepper",
+    "clock keyboard lamp telephone television",
+    "bed chair couch table wardrobe",
+    "bee beetle butterfly caterpillar cockroach",
+    "bear leopard lion tiger wolf",
+    "bridge castle house road skyscraper",
+    "cloud forest mountain plain sea",
+    "camel cattle chimpanzee elephant kangaroo",
+    "fox porcupine possum raccoon skunk",
+    "crab lobster snail spider worm",
+    "baby boy girl man woman",
+    "crocodile dinosaur lizard snake turtle",
+    "hamster mouse rabbit shrew squirrel",
+    "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "bicycle bus motorcycle pickup_truck train",
+    "lawn_mower rocket streetcar tank tractor",
+)
+
+
+def training_labels(dataset: Dataset, noise: str | Path, rate: float, seed: int) -> np.ndarray:
+    """The labels to train with, (n,) in int32.
+
+    Args:
+      noise: ``symmetric``: see ``add_symmetric_noise``. ``asymmetric``: a label becomes, with
+        probability ``rate``, the one class of ``mistaken_for``. Or a file of given labels, .npy or
+        text with one integer a line, for each example of the whole training set in its original
+        order, as CIFAR-10N has them.
+      rate: share of the labels to change, in [0, 1]; 0 for given labels.
+      seed: of what is random; given labels do not depend on it.
+
+    Raises:
+      DataError: for another noise, and for a file that is unreadable or does not fit.
+    """
+    labels, num_classes = dataset.train_labels, dataset.num_classes
+    if noise == "symmetric":
+        return add_symmetric_noise(labels, rate, num_classes, seed)
+    if noise == "asymmetric":
+        is_flipped = _rng(seed).random(len(labels)) < rate
+        return np.where(is_flipped, mistaken_for(dataset.name, num_classes)[labels], labels)
+    path = Path(noise)
+    if not path.is_file():
+        raise DataError(
+            f"There is no label noise {str(noise)!r}: it is {', '.join(NOISES)}, or a file of given"
+            " labels."
+        )
+    if rate:
+        raise DataError(f"{path} gives the labels; a rate of {rate} is for made noise.")
+    return _given_labels(path, dataset)
+
+
+def add_symmetric_noise(labels: np.ndarray, rate: float, num_classes: int, seed: int) -> np.ndarray:
+    """Replaces each label, with probability ``rate``, by another class drawn uniformly.
+
+    The true class is not drawn, so ``rate`` is the share of wrong labels: the "symmetry flipping"
+    of Co-teaching (arXiv 1804.06872) and O2U-Net (ICCV 2019), which the ARSAM paper follows.
+    """
+    rng = _rng(seed)
+    is_flipped = rng.random(len(labels)) < rate
+    offsets = rng.integers(1, num_classes, len(labels))
+    return np.where(is_flipped, (labels + offsets) % num_classes, labels).astype(labels.dtype)
+
+
+def mistaken_for(name: str, num_classes: int) -> np.ndarray:
+    """The class that each class is taken for, (num_classes,) in int32.
+
+    CIFAR-10: truck → automobile, bird → airplane, deer → horse, cat ↔ dog, the others themselves
+    (Patrini et al., arXiv 1609.03683). CIFAR-100: the next class of its superclass, circularly (the
+    same paper). Every other data set: the next class, circularly, the "pair flipping" of
+    Co-teaching (arXiv 1804.06872).
+    """
+    classes = np.arange(num_classes, dtype=np.int32)
+    if name == "cifar10":
+        classes[list(_CIFAR10)] = list(_CIFAR10.values())
+        return classes
+    if name == "cifar100":
+        label = {word: i for i, word in enumerate(sorted(" ".join(_CIFAR100).split()))}
+        for superclass in _CIFAR100:
+            members = [label[word] for word in superclass.split()]
+            classes[members] = np.roll(members, -1)
+        return classes
+    return np.roll(classes, -1)
+
+
+def _rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng((seed, NOISE_STREAM))
+
+
+def _given_labels(path: Path, dataset: Dataset) -> np.ndarray:
+    if dataset.train_index is None:
+        raise DataError(
+            f"The labels of {path} cannot be matched with {dataset.name}: its prepared form has"
+            " another order and does not tell the original one."
+        )
+    given = _read_labels(path)
+    if given.shape != (dataset.num_original,):
+        raise DataError(
+            f"{path} holds labels of the shape {given.shape}, but the whole training set of"
+            f" {dataset.name} has {dataset.num_original:,} examples; each needs one."
+        )
+    if given.min() < 0 or given.max() >= dataset.num_classes:
+        raise DataError(
+            f"{path} has labels from {given.min()} to {given.max()}; the classes of {dataset.name}"
+            f" are 0 to {dataset.num_classes - 1}."
+        )
+    return given[dataset.train_index].astype(np.int32)
+
+
+def _read_labels(path: Path) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            labels = np.load(path, allow_pickle=False)
+        else:
+            lines = path.read_text().splitlines()
+            labels = np.array([int(line) for line in lines], np.int64)
+    except (OSError, EOFError, OverflowError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read as labels: {error}. It must be text with one integer a line, or"
+            " a .npy file of one array of integers (of several in one file, save the one to use)."
+        ) from error
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{path} holds {labels.dtype}, not integers.")
+    return labels
