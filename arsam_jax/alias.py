@@ -17,32 +17,6 @@ from arsam_jax import _check, ascent, correction, sampling, selection, sparse
 from arsam_jax import probe as probes
 from arsam_jax.core import sharpness_aware
 
-__all__ = [
-    "ae_sam",
-    "arsam",
-    "asam",
-    "ausam",
-    "budgeted_sam",
-    "esam",
-    "final_phase_sam",
-    "friendly_sam",
-    "gam",
-    "gradient_norm_penalty",
-    "gsam",
-    "k_sam",
-    "looksam",
-    "m_sam",
-    "momentum_sam",
-    "multi_step_sam",
-    "rw_sam",
-    "sam",
-    "sam_every_k",
-    "sampa",
-    "sparse_sam",
-    "usam",
-    "wsam",
-]
-
 Radius = optax.ScalarOrSchedule
 Link = optax.GradientTransformationExtraArgs
 
@@ -277,7 +251,7 @@ def esam(
       Du et al., Efficient Sharpness-aware Minimization (arXiv 2110.03141).
     """
     direction = optax.chain(ascent.normalize(), ascent.random_mask(beta, per, seed))
-    return sharpness_aware(rho, probe=probes.selective(gamma, direction))
+    return sharpness_aware(rho, probe=selection.largest_rises(gamma, direction))
 
 
 def gradient_norm_penalty(rho: Radius, strength: float) -> Link:

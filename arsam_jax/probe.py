@@ -9,15 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from arsam_jax import _check, _random, _tree
+from arsam_jax._examples import example_loss
 from arsam_jax.ascent import normalize
 
 _EXAMPLE_CALL = """
-    def example_loss_fn(params, batch):  # one loss for each example
-        return optax.softmax_cross_entropy_with_integer_labels(...)
-    tx.update(grads, opt_state, params, grad_fn=grad_fn,
-              example_loss_fn=example_loss_fn, batch=batch)  # and axis_name in pmap, shard_map"""
-
-_PREVIOUS_EXAMPLE_CALL = """
     def previous_grad_fn(params):  # the mini-batch of the step before; on the first step any
         return jax.grad(loss_fn)(params, previous_batch)
     tx.update(grads, opt_state, params, grad_fn=grad_fn, previous_grad_fn=previous_grad_fn)"""
@@ -337,55 +332,6 @@ def reweighted(
     return Probe(init_fn, update_fn, reads_grads=False)
 
 
-def selective(
-    gamma: float,
-    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
-) -> Probe:
-    r"""ESAM's sharpness-sensitive data selection: g_A from the examples whose loss rises most.
-
-    With ε = ρ ascent(g), the perturbed gradient is that of the mean loss at w + ε of the
-    max(1, round(γB)) examples with the largest ℓ_i(w + ε) − ℓ_i(w); nothing of it is computed for
-    the others. Needs ``example_loss_fn`` and ``batch``. Batch normalisation in
-    ``example_loss_fn`` then sees the selected examples only.
-
-    Args:
-      gamma: γ in (0, 1], a Python float; 1 selects all, which is ``perturb``.
-      ascent: maps the gradient to a direction.
-
-    Returns:
-      A probe that costs γ of a gradient and two forward passes.
-
-    References:
-      Du et al., Efficient Sharpness-Aware Minimization (arXiv 2110.03141), section 3.2.
-    """
-    _check.check_static("gamma", gamma)
-    _check.check_number("gamma", gamma, above=0, high=1)
-    ascent = checked(ascent)
-
-    def update_fn(
-        grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
-    ):
-        axis_name = extra_args.get("axis_name")
-        loss_fn, size = example_loss(example_loss_fn, batch, axis_name)
-        extra_args |= {"example_loss_fn": example_loss_fn, "batch": batch}
-        params = _tree.widen(params)
-        direction, state = ascent.update(
-            grads, state, params, rho=rho, grad_fn=grad_fn, **extra_args
-        )
-        point = _tree.add(params, _tree.scale(rho, direction))
-        if gamma == 1:
-            return grad_fn(point), state
-        rise = _tree.replicated(loss_fn(point, batch) - loss_fn(params, batch))
-        _, chosen = jax.lax.top_k(rise, max(1, round(gamma * size)))
-        selected = jax.tree.map(lambda x: _tree.replicated(jnp.asarray(x))[chosen], batch)
-        perturbed_grads = _tree.gradient(lambda params: loss_fn(params, selected).mean())(
-            _tree.local_to(axis_name, point)
-        )
-        return _tree.mean_over(axis_name, perturbed_grads), state
-
-    return Probe(init_of(ascent), update_fn)
-
-
 class MomentumState(NamedTuple):
     """State of ``momentum``: the momentum of the perturbed gradients, shaped like the params."""
 
@@ -472,7 +418,7 @@ def auxiliary_sequence(
     ):
         del extra_args
         if previous_grad_fn is None:
-            raise ValueError(f"This method needs previous_grad_fn.\n{_PREVIOUS_EXAMPLE_CALL}")
+            raise ValueError(f"This method needs previous_grad_fn.\n{_EXAMPLE_CALL}")
         previous_grad_fn = _check.checked_grad_fn("previous_grad_fn", previous_grad_fn)
         rate = learning_rate(step) if callable(learning_rate) else learning_rate
         rate = jnp.where(jnp.greater(rho, 0), rate, 0)
@@ -503,55 +449,3 @@ def checked(ascent: Any) -> optax.GradientTransformationExtraArgs:
             f" got {ascent!r}."
         )
     return optax.with_extra_args_support(ascent)
-
-
-def example_loss(
-    example_loss_fn: Any, batch: Any, axis_name: Any, name: str = "batch"
-) -> tuple[Callable[..., Any], Any]:
-    """The checked ``example_loss_fn`` and the batch size, for parts that see single examples.
-
-    ``name`` is that of the extra argument that ``batch`` is.
-
-    Raises:
-      TypeError: if ``example_loss_fn`` is not a function.
-      ValueError: if either extra argument is missing, the leaves of ``batch`` differ in their
-        first axis or are empty, or (when called) there is not one loss for each example, or the
-        losses vary over a mapped axis that ``axis_name`` does not name.
-    """
-    for missing, value in (("example_loss_fn", example_loss_fn), (name, batch)):
-        if value is None:
-            raise ValueError(
-                f"This method looks at single examples: its update needs {missing}."
-                f"\n{_EXAMPLE_CALL}"
-            )
-    if not callable(example_loss_fn):
-        raise TypeError(
-            f"example_loss_fn must be a function of params and batch, got {example_loss_fn!r}."
-        )
-    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or () in sizes:
-        raise ValueError(
-            f"Every leaf of {name} must have the same first axis, got the sizes {sorted(sizes)}."
-        )
-    if sizes == {(0,)}:
-        raise ValueError(f"{name} must hold at least one example, got 0.")
-
-    def loss_fn(params, batch):
-        losses: Any = example_loss_fn(params, batch)
-        expected = jnp.shape(jax.tree.leaves(batch)[0])[:1]
-        if jnp.shape(losses) != expected:
-            raise ValueError(
-                "example_loss_fn(params, batch) must return one loss for each example, of shape"
-                f" {expected}, got {jnp.shape(losses)}."
-            )
-        missing = _tree.varying_axes(losses) - {*_tree.axes(axis_name)}
-        if missing:
-            raise ValueError(
-                f"The examples differ between devices, over the mapped axis"
-                f" {', '.join(map(repr, sorted(missing)))}, and axis_name is {axis_name!r}: this"
-                " method averages the gradients that it takes itself over axis_name alone. Give"
-                " tx.update(..., axis_name=...) every axis that the batch is spread over."
-            )
-        return losses
-
-    return loss_fn, next(iter(sizes))[0]

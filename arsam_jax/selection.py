@@ -1,4 +1,4 @@
-"""Probes that take both gradients of SAM on a part of the mini-batch."""
+"""Probes that take one or both gradients of SAM on a part of the mini-batch."""
 
 from typing import Any, NamedTuple
 
@@ -9,8 +9,9 @@ import optax
 from jax.core import Tracer
 
 from arsam_jax import _check, _random, _tree
+from arsam_jax._examples import example_loss
 from arsam_jax.ascent import normalize
-from arsam_jax.probe import Probe, checked, example_loss, init_of
+from arsam_jax.probe import Probe, checked, init_of
 
 _INDEX_CALL = """
     tx.update(grads, opt_state, params, grad_fn=grad_fn, example_loss_fn=example_loss_fn,
@@ -63,6 +64,55 @@ def largest_losses(
         return _climb(ascent, loss_fn, part, params, state, **extra_args)[:2]
 
     return Probe(init_of(ascent), update_fn, reads_grads=False)
+
+
+def largest_rises(
+    gamma: float,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+) -> Probe:
+    r"""ESAM's sharpness-sensitive data selection: g_A from the examples whose loss rises most.
+
+    With ε = ρ ascent(g), the perturbed gradient is that of the mean loss at w + ε of the
+    max(1, round(γB)) examples with the largest ℓ_i(w + ε) − ℓ_i(w); nothing of it is computed for
+    the others. Needs ``example_loss_fn`` and ``batch``. Batch normalisation in
+    ``example_loss_fn`` then sees the selected examples only.
+
+    Args:
+      gamma: γ in (0, 1], a Python float; 1 selects all, which is ``perturb``.
+      ascent: maps the gradient to a direction.
+
+    Returns:
+      A probe that costs γ of a gradient and two forward passes.
+
+    References:
+      Du et al., Efficient Sharpness-Aware Minimization (arXiv 2110.03141), section 3.2.
+    """
+    _check.check_static("gamma", gamma)
+    _check.check_number("gamma", gamma, above=0, high=1)
+    ascent = checked(ascent)
+
+    def update_fn(
+        grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
+    ):
+        axis_name = extra_args.get("axis_name")
+        loss_fn, size = example_loss(example_loss_fn, batch, axis_name)
+        extra_args |= {"example_loss_fn": example_loss_fn, "batch": batch}
+        params = _tree.widen(params)
+        direction, state = ascent.update(
+            grads, state, params, rho=rho, grad_fn=grad_fn, **extra_args
+        )
+        point = _tree.add(params, _tree.scale(rho, direction))
+        if gamma == 1:
+            return grad_fn(point), state
+        rise = _tree.replicated(loss_fn(point, batch) - loss_fn(params, batch))
+        _, chosen = jax.lax.top_k(rise, max(1, round(gamma * size)))
+        selected = jax.tree.map(lambda x: _tree.replicated(jnp.asarray(x))[chosen], batch)
+        perturbed_grads = _tree.gradient(lambda params: loss_fn(params, selected).mean())(
+            _tree.local_to(axis_name, point)
+        )
+        return _tree.mean_over(axis_name, perturbed_grads), state
+
+    return Probe(init_of(ascent), update_fn)
 
 
 class LossChangeState(NamedTuple):

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from arsam_jax import _check, _random, _tree
-from arsam_jax.probe import example_loss
+from arsam_jax._examples import example_loss
 
 Pattern = Literal["unstructured", "structured"] | tuple[int, int] | tuple[int, int, int]
 """Which weights live or die together: none; those of a leaf; N of M consecutive ones along an axis.

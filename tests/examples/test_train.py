@@ -362,7 +362,7 @@ def test_a_run_too_short_for_a_trajectory_says_so():
 
 
 def test_the_whole_family_can_be_compared():
-    assert set(arsam_jax.alias.__all__) <= set(methods.METHODS)
+    assert set(arsam_jax.methods.METHODS) <= set(methods.METHODS)
 
 
 def test_all_means_every_method():

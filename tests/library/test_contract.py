@@ -125,7 +125,7 @@ def test_vmap_over_parts_of_the_batch_equals_one_device(name):
         """Of the batch, or each the whole of it where the perturbation is that of a part."""
 
         def parted(params, opt_state, batch):
-            if METHODS[name].is_local:
+            if METHODS[name].method.is_local:
                 parts = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
             else:
                 parts = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), batch)
@@ -202,7 +202,7 @@ def test_executed_evaluations_of_grad_fn_are_those_of_the_sampled_steps(name):
     jax.block_until_ready(opt_state)
     jax.effects_barrier()
     sampled = int(arsam_jax.get_metrics(opt_state).num_sampled)
-    assert len(executed) == METHODS[name].evaluations * sampled
+    assert len(executed) == METHODS[name].method.evaluations * sampled
     assert 0 < sampled <= 12
 
 
@@ -252,9 +252,7 @@ def test_value_fn_is_accepted_for_grad_fn(name):
 
 
 def test_inject_hyperparams_turns_every_number_into_an_array(name):
-    method = METHODS[name]
-    injected = optax.inject_hyperparams(method.alias, static_args=method.static)(**method.kwargs)
-    tx = optax.chain(injected, optax.sgd(0.05, momentum=0.9))
+    tx = optax.chain(METHODS[name].injected(), optax.sgd(0.05, momentum=0.9))
     params, opt_state = train(tx, 8)
     assert float(opt_state[0].hyperparams["rho"]) == pytest.approx(0.1)
     chex.assert_trees_all_close(params, train_jitted(name, 8)[0], rtol=1e-5, atol=1e-6)

@@ -180,7 +180,7 @@ def on_devices(name, regime):
 @pytest.mark.parametrize(("name", "regime"), CASES)
 def test_devices_equal_one_over_200_steps(name, regime):
     carry, sampled = jax.device_get(on_devices(name, regime))
-    if METHODS[name].is_local and not regime.startswith(("jit", "explicit")):
+    if METHODS[name].method.is_local and not regime.startswith(("jit", "explicit")):
         expected = on_devices(name, "pmap")  # by definition not that of one device
     else:
         expected = on_one_device(name)

@@ -4,6 +4,7 @@ The problem is least squares with known gradients of single examples: l_i(w) = (
 """
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -14,7 +15,16 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import arsam_jax
-from arsam_jax import _random, correction, probe, sampling, selection, sharpness_aware, sparse
+from arsam_jax import (
+    _random,
+    correction,
+    methods,
+    probe,
+    sampling,
+    selection,
+    sharpness_aware,
+    sparse,
+)
 from arsam_jax.ascent import normalize, normalize_by_weights, random_mask
 from tests.methods import METHODS
 from tests.problem import (
@@ -1122,9 +1132,13 @@ def test_batches_that_do_not_divide_are_refused():
 
 
 def test_every_alias_is_public_and_in_the_contract_suite():
-    assert set(arsam_jax.alias.__all__) <= set(arsam_jax.__all__)
-    assert {method.alias.__name__ for method in METHODS.values()} == set(arsam_jax.alias.__all__)
-    for name in arsam_jax.alias.__all__:
+    functions = inspect.getmembers(arsam_jax.alias, inspect.isfunction)
+    aliases = {name for name, function in functions if function.__module__ == "arsam_jax.alias"}
+    assert {name for name in aliases if name[0] != "_"} == set(methods.METHODS)
+    for name, method in methods.METHODS.items():
+        assert method.make is getattr(arsam_jax, name)
+        assert name in arsam_jax.__all__
+        assert name in METHODS
         doc = getattr(arsam_jax, name).__doc__
         source = "docs/frontier.md" if name == "budgeted_sam" else "References:"  # our own
         for part in ("Costs", "keeps", "Args:", source):

@@ -268,7 +268,7 @@ def test_arsam_that_samples_every_step_is_sam():
 @pytest.mark.parametrize("name", ["sam", "arsam", "momentum_sam", "gsam", "m_sam"])
 def test_an_injected_radius_below_zero_is_zero(name):
     method = METHODS[name]
-    injected = optax.inject_hyperparams(method.alias, static_args=method.static)(**method.kwargs)
+    injected = method.injected()
     params, base = make_params(), optax.with_extra_args_support(optax.identity())
     state = injected.init(params)
     state.hyperparams["rho"] = jnp.float32(-0.1)
