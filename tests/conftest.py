@@ -2,14 +2,27 @@
 
 import os
 import socket
+import tempfile
+from importlib.metadata import version
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    + " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"  # compile fast
-)
-
+FLAGS = [
+    "--xla_force_host_platform_device_count=8",
+    # Tests compile much and run little.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if [int(x) for x in version("jax").split(".")[:2]] < [0, 11]:  # later ones have no such flag
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("NPROC", "32")  # threads: with one a device XLA:CPU can wait for itself
+
+# What one worker or one test has compiled, the others load. A folder that is named from outside
+# keeps it from run to run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
