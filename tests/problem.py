@@ -107,3 +107,37 @@ def train_sam_of_optax(base, rho, steps, params, **kwargs):
             updates, state = tx.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
             params = optax.apply_updates(params, updates)
     return params
+
+
+def matrix_products(tx, width=64, **kwargs):
+    """In the compiled step of a network of two layers."""
+    params = {"in": jnp.ones((width, width)), "out": jnp.ones((width, width))}
+
+    def example_loss_fn(params, batch):
+        return jnp.sum(jnp.tanh(jnp.tanh(batch @ params["in"]) @ params["out"]), axis=1)
+
+    def step(params, state, batch):
+        def grad_fn(params):
+            return jax.grad(lambda p: example_loss_fn(p, batch).mean())(params)
+
+        return tx.update(
+            grad_fn(params),
+            state,
+            params,
+            grad_fn=grad_fn,
+            previous_grad_fn=grad_fn,
+            example_loss_fn=example_loss_fn,
+            batch=batch,
+            example_index=np.arange(128),
+            **kwargs,
+        )
+
+    lowered = jax.jit(step).lower(params, tx.init(params), jnp.ones((128, width)))
+    return lowered.compile().as_text().count(" dot(")
+
+
+def update_with(tx, **extra_args):
+    params = make_params()
+    extra_args = {"example_index": np.arange(16), **extra_args}
+    grads = jax.grad(loss_fn)(params, make_batch(0))
+    return tx.update(grads, tx.init(params), params, grad_fn=lambda p: grads, **extra_args)

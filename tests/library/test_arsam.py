@@ -11,42 +11,8 @@ import pytest
 
 import arsam_jax
 from arsam_jax import sampling
+from tests import reference
 from tests.problem import train
-
-
-class PaperARSAM:
-    """Algorithm 1 in float64, given which steps were sampled; step i counts from 1."""
-
-    def __init__(self, rho, alpha, beta, segment, s_0, s_min, warmup, window):
-        self.rho, self.alpha, self.beta, self.M = rho, alpha, beta, segment
-        self.s_min, self.warmup, self.window = s_min, warmup, window
-        self.s, self.p, self.r_hat, self.c = float(s_0), s_0 / segment, 0.0, None
-        self.psf, self.last, self.in_segment = None, None, 0
-
-    def update(self, i, grad, w, sampled):
-        g = grad(w)
-        norm = np.sqrt(np.sum(g**2))
-        if sampled:
-            g_sam = grad(w + self.rho * g / norm)  # eq. 3, 5
-            self.psf = g_sam - g
-            c = np.sqrt(np.sum(self.psf**2)) / norm  # eq. 9
-            if self.c is not None:
-                r = (c - self.c) / self.c  # eq. 10
-                self.r_hat = self.beta * self.r_hat + (1 - self.beta) * r  # eq. 11
-            self.c, self.last = c, i
-            self.in_segment += 1
-            out = g_sam  # eq. 14
-        elif self.last is not None and (self.window is None or i - self.last <= self.window):
-            out = g + self.psf  # eq. 15
-        else:
-            out = g
-        if i % self.M == 0:
-            if i > self.warmup and self.in_segment:
-                s = self.s * (1 + self.alpha * self.r_hat)  # eq. 12
-                self.s = min(max(s, self.s_min), self.M)
-                self.p = self.s / self.M  # eq. 13
-            self.in_segment = 0
-        return out
 
 
 @pytest.mark.parametrize("window", [2, 0, None])
@@ -75,7 +41,7 @@ def test_arsam_equals_the_paper_over_300_steps(window, warmup, x64):
             gradient(w, target), state, w, grad_fn=lambda v: gradient(v, target)
         )
     )
-    paper = PaperARSAM(rho, alpha, beta, segment, s_0, s_min, warmup, window)
+    paper = reference.ARSAM(rho, alpha, beta, segment, s_0, s_min, warmup, window)
     w = np.full(6, 0.5)
     state = tx.init(jnp.asarray(w))
     reused = 0

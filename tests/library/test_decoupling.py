@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import arsam_jax
+from tests import least_squares, reference
 from tests.problem import loss_fn, make_batch, make_params, make_step, train
 
 BASE = optax.sgd(0.05, momentum=0.9)
@@ -19,29 +20,22 @@ def rate(step):
 
 def test_wsam_of_its_authors(x64):
     """Momentum sees g alone; then the parameters move by −η α (g_A − g), α = γ / (1 − γ)."""
-    a = np.random.default_rng(0).normal(size=(40, 6, 8))
-    w, v = np.random.default_rng(1).normal(size=8), np.zeros(8)
     tx = arsam_jax.decouple(arsam_jax.wsam(0.3, 0.8), optax.sgd(rate, momentum=0.9), rate)
-    params = jnp.asarray(w)
-    state = tx.init(params)
+    expected = reference.decoupled_wsam(0.3, 0.8, momentum=0.9)
+    w = np.random.default_rng(1).normal(size=least_squares.SIZE)
+    state = tx.init(least_squares.make_params(w))
 
     @jax.jit
-    def step(params, state, x):
-        grad_fn = jax.grad(lambda w: jnp.square(x @ w - 1).mean() / 2)
-        updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
-        return optax.apply_updates(params, updates), state
+    def update(params, state, batch):
+        grad_fn = least_squares.grad_fn_of(batch)
+        return tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
 
-    for i, x in enumerate(a):
-        params, state = step(params, state, x)
-
-        def gradient(w, x=x):
-            return (x @ w - 1) @ x / 6
-
-        g = gradient(w)
-        g_sam = gradient(w + 0.3 * g / np.linalg.norm(g))
-        v = 0.9 * v + g
-        w = w - float(rate(i)) * (v + 4 * (g_sam - g))
-        np.testing.assert_allclose(params, w, rtol=1e-6)
+    for i in range(40):
+        batch = least_squares.draw_batch(i)
+        updates, state = update(least_squares.split(w), state, batch)
+        step = expected(w, batch, float(rate(i)))
+        np.testing.assert_allclose(least_squares.join(updates), step, rtol=1e-6, atol=1e-9)
+        w = w + step
     assert arsam_jax.get_metrics(state).num_sampled == 40
 
 

@@ -10,85 +10,30 @@ import optax
 import pytest
 
 import arsam_jax
-from arsam_jax import _random, selection, sharpness_aware
-from tests.library.test_family import (
+from arsam_jax import selection, sharpness_aware
+from tests import least_squares
+from tests.least_squares import (
     BATCH,
     EXAMPLES,
-    RHO,
     SIZE,
     assert_follows,
     draw_batch,
-    draw_index,
+    example_loss_fn,
     example_losses,
     gradient,
-    jax_example_loss_fn,
     join,
-    matrix_products,
-    split,
-    unit,
-    update_with,
 )
-from tests.problem import make_batch
+from tests.problem import make_batch, matrix_products, update_with
+from tests.reference import largest_losses, perturbed_and_change
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-
-def perturbed_of(w, part):
-    """SAM's gradient on some examples, and how much ε changes their losses."""
-    point = w + RHO * unit(gradient(w, part))
-    change = np.abs(example_losses(point, part) - example_losses(w, part))
-    return gradient(point, part), change
+RHO = 0.3
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.5, 3), (0.8, 5), (1, BATCH)])
-def test_k_sam_takes_both_gradients_of_the_largest_losses(share, count):
-    def reference(step, w, batch, sampled):
-        chosen = np.argsort(-example_losses(w, batch))[:count]
-        return perturbed_of(w, (batch[0][chosen], batch[1][chosen]))[0]
-
-    assert_follows(arsam_jax.k_sam(RHO, share), reference)
-
-
-def test_ausam_follows_the_authors_code():
-    """The columns of their table are the sum, the number and the mean of |Δloss|, all ones."""
-    table = np.ones((EXAMPLES, 3))
-    steps_per_epoch, rise, low, high = 5, 4, 0.1, 0.5
-    chosen_late = []
-
-    def reference(step, w, batch, sampled):
-        index, epoch = draw_index(step), step // steps_per_epoch
-        if epoch == 0:
-            chosen = np.arange(BATCH)
-        else:
-            top = high - (rise - epoch) / rise * (high - low) if epoch <= rise else high
-            mean = table[index, 2]
-            scaled = (mean - mean.min()) / (mean.max() - mean.min()) * (top - low) + low
-            key = _random.step_key(_random.make_key(5), jnp.int32(step))
-            noise = np.asarray(jax.random.gumbel(key, (BATCH,), jnp.float32))
-            chosen = np.argsort(-(np.log(scaled / scaled.sum()) + noise))[: BATCH // 2]
-            chosen_late.extend(chosen)
-        update, change = perturbed_of(w, (batch[0][chosen], batch[1][chosen]))
-        rows = index[chosen]
-        if epoch == 0:
-            table[rows, 0] = table[rows, 2] = change
-        else:
-            table[rows, 0] += change
-            table[rows, 1] += 1
-            table[rows, 2] = table[rows, 0] / table[rows, 1]
-        return update
-
-    def on_state(step, state):
-        np.testing.assert_allclose(state.probe.total, table[:, 0], rtol=1e-5)
-        np.testing.assert_array_equal(state.probe.times, table[:, 1])
-
-    tx = arsam_jax.ausam(RHO, EXAMPLES, steps_per_epoch, rise_epochs=rise, seed=5)
-    assert_follows(tx, reference, on_state=on_state)
-    assert set(chosen_late) == set(range(BATCH))
-
-
-def stepper(tx, losses=jax_example_loss_fn):
+def stepper(tx, losses=example_loss_fn):
     """``(state, index) -> (updates, state)`` at fixed parameters and on one batch, jitted."""
-    params = jax.tree.map(jnp.asarray, split(np.linspace(-1, 1, SIZE)))
+    params = least_squares.make_params(np.linspace(-1, 1, SIZE))
     batch = jax.tree.map(jnp.asarray, draw_batch(0))
 
     @jax.jit
@@ -99,13 +44,13 @@ def stepper(tx, losses=jax_example_loss_fn):
     return step
 
 
-def take(tx, state, losses=jax_example_loss_fn, index=None):
+def take(tx, state, losses=example_loss_fn, index=None):
     return stepper(tx, losses)(state, jnp.arange(BATCH) if index is None else index)
 
 
 def in_later_epoch(tx, step=10**6, **memory):
     """A state long after the first epoch."""
-    state = tx.init(jax.tree.map(jnp.asarray, split(np.ones(SIZE))))
+    state = tx.init(least_squares.make_params(np.ones(SIZE)))
     return state._replace(step=jnp.int32(step), probe=state.probe._replace(**memory))
 
 
@@ -145,7 +90,7 @@ def test_ausam_takes_its_weights_from_the_positions_in_the_data_set():
 def test_examples_that_are_twice_in_a_batch_count_twice():
     tx = arsam_jax.ausam(RHO, EXAMPLES, 5, share=1)
     index = jnp.array([3, 3, 7, 8, 9, 9])
-    first = take(tx, tx.init(jax.tree.map(jnp.asarray, split(np.ones(SIZE)))), index=index)[1].probe
+    first = take(tx, tx.init(least_squares.make_params(np.ones(SIZE))), index=index)[1].probe
     again = take(tx, in_later_epoch(tx), index=index)[1].probe
     np.testing.assert_array_equal(first.times[jnp.array([3, 7, 9, 0])], [2, 1, 2, 1])
     np.testing.assert_array_equal(again.times[jnp.array([3, 7, 9, 0])], [3, 2, 3, 1])
@@ -156,7 +101,7 @@ def test_examples_that_are_twice_in_a_batch_count_twice():
 def test_ausam_at_zero_losses_stays_finite_and_draws_evenly(epoch):
     tx = arsam_jax.ausam(RHO, EXAMPLES, 5)
     state = in_later_epoch(tx, step=0 if epoch == "first" else 50, total=jnp.zeros(EXAMPLES, "f4"))
-    updates, state = take(tx, state, losses=lambda p, batch: 0 * jax_example_loss_fn(p, batch))
+    updates, state = take(tx, state, losses=lambda p, batch: 0 * example_loss_fn(p, batch))
     assert (join(updates) == 0).all()
     chex.assert_tree_all_finite(state)
     assert (state.probe.total[:BATCH] == 0).all()
@@ -164,8 +109,8 @@ def test_ausam_at_zero_losses_stays_finite_and_draws_evenly(epoch):
 
 def test_k_sam_at_zero_losses_moves_nothing():
     tx = arsam_jax.k_sam(RHO)
-    state = tx.init(jax.tree.map(jnp.asarray, split(np.ones(SIZE))))
-    updates, state = take(tx, state, losses=lambda p, batch: 0 * jax_example_loss_fn(p, batch))
+    state = tx.init(least_squares.make_params(np.ones(SIZE)))
+    updates, state = take(tx, state, losses=lambda p, batch: 0 * example_loss_fn(p, batch))
     assert (join(updates) == 0).all()
     chex.assert_tree_all_finite(state)
 
@@ -175,7 +120,7 @@ def test_a_change_that_is_not_finite_is_not_remembered():
 
     def losses(params, batch):  # of finite gradients
         offset = jax.lax.stop_gradient(jnp.where(batch[1] == marked, jnp.inf, 0))
-        return jax_example_loss_fn(params, batch) + offset
+        return example_loss_fn(params, batch) + offset
 
     tx = arsam_jax.ausam(RHO, EXAMPLES, 5)
     updates, state = take(tx, in_later_epoch(tx, step=0), losses=losses)
@@ -188,12 +133,33 @@ def test_a_change_that_is_not_finite_is_not_remembered():
 def test_a_gradient_that_is_not_finite_is_passed_on_and_leaves_the_memory():
     tx = arsam_jax.ausam(RHO, EXAMPLES, 5)
     before = in_later_epoch(tx)
-    updates, after = take(tx, before, losses=lambda p, b: jax_example_loss_fn(p, b) * jnp.nan)
+    updates, after = take(tx, before, losses=lambda p, b: example_loss_fn(p, b) * jnp.nan)
     assert np.isnan(join(updates)).all()
     chex.assert_trees_all_equal(after.probe, before.probe)
 
 
 # Costs
+
+
+def test_esam_computes_on_the_selected_examples_only():
+    sizes = []
+
+    def example_loss_fn(params, batch):
+        sizes.append(batch[0].shape[0])
+        return least_squares.example_loss_fn(params, batch)
+
+    tx = arsam_jax.esam(0.1, gamma=0.5)
+    params = least_squares.make_params(np.ones(SIZE))
+    batch = jax.tree.map(jnp.asarray, draw_batch(0))
+    tx.update(
+        params,
+        tx.init(params),
+        params,
+        grad_fn=lambda w: pytest.fail("not on the whole batch"),
+        example_loss_fn=example_loss_fn,
+        batch=batch,
+    )
+    assert sizes == [BATCH, BATCH, BATCH // 2]
 
 
 def executed_sizes(tx, steps):
@@ -202,9 +168,9 @@ def executed_sizes(tx, steps):
 
     def counted(params, batch):
         jax.debug.callback(lambda: seen.append(len(batch[0])))
-        return jax_example_loss_fn(params, batch)
+        return example_loss_fn(params, batch)
 
-    state, step = tx.init(jax.tree.map(jnp.asarray, split(np.ones(SIZE)))), stepper(tx, counted)
+    state, step = tx.init(least_squares.make_params(np.ones(SIZE))), stepper(tx, counted)
     for _ in range(steps):
         seen.clear()
         _, state = step(state, jnp.arange(BATCH))
@@ -221,9 +187,7 @@ def test_executed_evaluations_are_of_the_chosen_examples():
 
 
 def test_the_gradient_of_the_caller_is_dropped():
-    """Two matrix products are a forward pass, five a gradient, as in
-    tests/library/test_family.py.
-    """
+    """Two matrix products are a forward pass, five a gradient, as in test_probe.py."""
     assert matrix_products(arsam_jax.k_sam(0.1, 1)) == 10
     assert matrix_products(arsam_jax.k_sam(0.1)) == 2 + 10
     assert matrix_products(arsam_jax.ausam(0.1, 128, 5)) == 10 + 10  # one or the other
@@ -245,7 +209,7 @@ def on_four_devices(tx, state, w, batch, index):
             state,
             w,
             grad_fn=lambda w: w,
-            example_loss_fn=jax_example_loss_fn,
+            example_loss_fn=example_loss_fn,
             batch=batch,
             example_index=index,
             axis_name="batch",
@@ -269,11 +233,11 @@ def sharded_problem():
 def test_k_sam_on_devices_takes_the_largest_losses_of_each():
     w, batch, index = sharded_problem()
     tx = arsam_jax.k_sam(RHO)
-    params = jax.tree.map(jnp.asarray, split(w))
+    params = least_squares.make_params(w)
     updates, _ = on_four_devices(tx, tx.init(params), params, batch, index)
     losses = example_losses(w, batch).reshape(4, 4)
     chosen = np.concatenate([4 * i + np.argsort(-row)[:2] for i, row in enumerate(losses)])
-    expected, _ = perturbed_of(w, (batch[0][chosen], batch[1][chosen]))
+    expected, _ = perturbed_and_change(w, (batch[0][chosen], batch[1][chosen]), RHO)
     np.testing.assert_allclose(join(updates), expected, rtol=1e-9)
 
 
@@ -281,7 +245,7 @@ def test_k_sam_on_devices_takes_the_largest_losses_of_each():
 def test_ausam_on_devices_draws_of_each_and_keeps_one_memory(epoch):
     w, batch, index = sharded_problem()
     tx = arsam_jax.ausam(RHO, EXAMPLES, 5)
-    params = jax.tree.map(jnp.asarray, split(w))
+    params = least_squares.make_params(w)
     before = in_later_epoch(tx, step=0 if epoch == "first" else 50)
     updates, after = on_four_devices(tx, before, params, batch, index)
     total, count = np.asarray(after.probe.total), np.asarray(after.probe.times)
@@ -289,7 +253,7 @@ def test_ausam_on_devices_draws_of_each_and_keeps_one_memory(epoch):
     counts = seen.reshape(4, 4).sum(1)
     np.testing.assert_array_equal(counts, 4 if epoch == "first" else 2)
     chosen = np.flatnonzero(seen)
-    expected, change = perturbed_of(w, (batch[0][chosen], batch[1][chosen]))
+    expected, change = perturbed_and_change(w, (batch[0][chosen], batch[1][chosen]), RHO)
     np.testing.assert_allclose(join(updates), expected, rtol=1e-9)
     start = epoch == "later"  # the ones of the start are replaced in the first epoch
     np.testing.assert_allclose(total[index[chosen]], start + change, rtol=1e-5)
@@ -304,7 +268,7 @@ def test_devices_draw_apart():
     w, batch, _ = sharded_problem()
     batch = tuple(np.tile(x[:4], (4,) + (1,) * (x.ndim - 1)) for x in batch)
     tx = arsam_jax.ausam(RHO, EXAMPLES, 5, share=0.25)
-    params = jax.tree.map(jnp.asarray, split(w))
+    params = least_squares.make_params(w)
     _, after = on_four_devices(tx, in_later_epoch(tx), params, batch, np.arange(16))
     drawn = np.flatnonzero(np.asarray(after.probe.times) - 1)
     assert len(drawn) == 4
@@ -341,9 +305,8 @@ def test_parts_are_of_any_ascent():
     """USAM's ascent, which does not normalise, on the chosen examples."""
     tx = sharpness_aware(0.05, probe=selection.largest_losses(0.5, optax.identity()))
 
-    def reference(step, w, batch, sampled):
-        chosen = np.argsort(-example_losses(w, batch))[:3]
-        part = batch[0][chosen], batch[1][chosen]
-        return gradient(w + 0.05 * gradient(w, part), part)
+    def expected(step, w, batch, sampled):
+        part = largest_losses(w, batch, 3)
+        return gradient(w + 0.05 * gradient(w, part), part), True
 
-    assert_follows(tx, reference)
+    assert_follows(tx, expected)

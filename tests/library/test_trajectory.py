@@ -4,17 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
 
 from arsam_jax.trajectory import LogitMemory, mesa_loss, trajectory_loss
+from tests.reference import trajectory_term
 
 RNG = np.random.default_rng(0)
-
-
-def kl(past, now, temperature):
-    p = scipy.special.softmax(past / temperature, axis=1)
-    q = scipy.special.softmax(now / temperature, axis=1)
-    return temperature**2 * (p * np.log(p / q)).sum(1).mean()
 
 
 @pytest.mark.parametrize(("temperature", "strength"), [(5.0, 0.3), (1.0, 2.0)])
@@ -23,7 +17,7 @@ def test_the_term_is_the_divergence_from_the_past(temperature, strength):
     term = trajectory_loss(
         jnp.asarray(past), jnp.asarray(now), temperature=temperature, strength=strength
     )
-    np.testing.assert_allclose(term, strength * kl(past, now, temperature), rtol=1e-4)
+    np.testing.assert_allclose(term, strength * trajectory_term(past, now, temperature), rtol=1e-4)
     assert trajectory_loss(jnp.asarray(now), jnp.asarray(now)) == pytest.approx(0, abs=1e-6)
 
 
@@ -61,7 +55,9 @@ def test_the_memory_compares_with_the_same_example_of_lag_epochs_ago():
         for batch in RNG.permutation(examples).reshape(2, 3):
             logits = jnp.asarray(outputs[epoch, batch], jnp.float32)
             term, memory = step(memory, jnp.asarray(batch), jnp.int32(epoch), logits)
-            expected = 0.3 * kl(outputs[epoch - lag, batch], outputs[epoch, batch], 5.0)
+            expected = 0.3 * trajectory_term(
+                outputs[epoch - lag, batch], outputs[epoch, batch], 5.0
+            )
             np.testing.assert_allclose(term, expected if epoch > 4 else 0, rtol=1e-3, atol=1e-7)
 
 
@@ -80,7 +76,7 @@ def test_an_example_that_was_never_kept_adds_nothing():
     def loss(logits):
         return memory.loss(jnp.arange(4), 7, logits)
 
-    expected = 0.3 * kl(np.asarray(past)[[0, 2]], np.asarray(now)[[0, 2]], 5.0) / 2
+    expected = 0.3 * trajectory_term(np.asarray(past)[[0, 2]], np.asarray(now)[[0, 2]], 5.0) / 2
     np.testing.assert_allclose(loss(now), expected, rtol=1e-3)
     sizes = jnp.abs(jax.grad(loss)(now)).max(axis=1)
     assert (sizes[jnp.array([1, 3])] < 1e-6).all()
@@ -104,7 +100,7 @@ def test_the_memory_costs_what_it_says():
 )
 def test_the_defaults_are_those_of_the_authors(term, strength, end):
     past, now = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 7, 4)) * 3)
-    expected = strength * kl(np.asarray(past), np.asarray(now), 5.0)
+    expected = strength * trajectory_term(np.asarray(past), np.asarray(now), 5.0)
     for epoch, is_on in ((0, False), (5, False), (6, True), (end - 1, True), (end, False)):
         np.testing.assert_allclose(term(past, now, epoch), expected * is_on, rtol=1e-4)
 
