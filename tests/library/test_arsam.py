@@ -70,7 +70,7 @@ def run_controller(policy, ratios, norm=2.0, rhos=None):
     state, states = policy.init(), []
     for i, ratio in enumerate(ratios):
         args = jnp.int32(i), jnp.array(ratio is not None), jnp.float32(norm)
-        correction_norm = jnp.float32(0.0 if ratio is None else ratio * norm)
+        correction_norm = jnp.float32(0.0 if ratio is None else ratio) * norm
         rho = jnp.float32(0.1 if rhos is None else rhos[i])
         state = policy.record(state, *args, correction_norm, rho)
         states.append(state)
