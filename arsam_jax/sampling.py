@@ -380,7 +380,7 @@ def autoregressive(
         change = _tree.safe_divide(ratio - previous, previous)
         decay = jnp.asarray(ema_decay, jnp.float32)
         ema_ratio = jnp.where(
-            is_ratio & (previous > 0) & is_comparable,
+            is_ratio & (previous > 0) & is_comparable & jnp.isfinite(change),
             decay * state.ema_ratio + (1 - decay) * change,
             state.ema_ratio,
         )

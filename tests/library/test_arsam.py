@@ -107,6 +107,7 @@ def test_s_stays_within_its_bounds_and_p_follows():
         max_size=30,
     ),
 )
+@hypothesis.example(alpha=0.0, decay=0.0, segment=1, ratios=[1e-30, 1e10])  # r overflows
 def test_no_sequence_of_ratios_breaks_the_controller(alpha, decay, segment, ratios):
     policy = sampling.autoregressive(alpha, ema_decay=decay, segment_length=segment)
     for state in run_controller(policy, ratios):

@@ -25,7 +25,7 @@ REGIMES = ("pmap", "shard_map", "jit sharded", "explicit sharded")
 MORE_REGIMES = ("shard_map unchecked", "jit", "explicit")  # for methods that differ in them
 CASES = [(name, regime) for name in METHODS for regime in REGIMES] + [
     (name, regime)
-    for name in ("arsam", "esam", "m_sam", "ausam", "sparse_sam_fisher")
+    for name in ("arsam", "esam", "m_sam", "ausam", "sparse_sam")
     for regime in MORE_REGIMES
 ]
 
@@ -368,7 +368,7 @@ def test_perturbation_of_each_shard_needs_one_all_reduce_and_is_its_formula():
     np.testing.assert_allclose(mapped(w, state, x), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["arsam", "looksam", "momentum_sam", "sparse_sam_fisher"])
+@pytest.mark.parametrize("name", ["arsam", "looksam", "momentum_sam", "sparse_sam"])
 def test_a_state_moves_to_another_number_of_devices(name, tmp_path):
     """Saved from four devices with sharded parameters, it goes on on two with the same steps."""
     tx = make_tx(name)
@@ -419,10 +419,10 @@ def test_a_state_that_differs_between_devices_is_found():
 
 def launch(script, *arguments, devices):
     flags = (
-        f"--xla_force_host_platform_device_count={devices}"
-        " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-        " --xla_cpu_collective_call_warn_stuck_timeout_seconds=2"
-        " --xla_cpu_collective_call_terminate_timeout_seconds=6"
+        os.environ["XLA_FLAGS"]
+        + f" --xla_force_host_platform_device_count={devices}"
+        + " --xla_cpu_collective_call_warn_stuck_timeout_seconds=2"
+        + " --xla_cpu_collective_call_terminate_timeout_seconds=6"
     )
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
@@ -512,10 +512,16 @@ except ValueError as error:
 
 
 def launch_two_processes(script, port):
-    for process in [launch(script, port, i, devices=2) for i in range(2)]:
-        output, errors = process.communicate(timeout=900)
-        assert process.returncode == 0, errors[-3000:]
-        yield output
+    processes = [launch(script, port, i, devices=2) for i in range(2)]
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=900)
+            assert process.returncode == 0, errors[-3000:]
+            yield output
+    finally:
+        for process in processes:  # one waits for the other
+            process.kill()
+            process.communicate()
 
 
 def test_a_process_that_was_resumed_from_another_step_is_found(free_port):
@@ -551,7 +557,7 @@ for name in here.IN_TWO_PROCESSES:
         here.chex.assert_trees_all_close(result[0], expected[0], rtol=1e-6, atol=1e-7)
     print("equal:", name, flush=True)
 """
-IN_TWO_PROCESSES = ("arsam", "esam", "sparse_sam_fisher")  # gloo is slow, so not all of them
+IN_TWO_PROCESSES = ("arsam", "esam", "sparse_sam")  # gloo is slow, so not all of them
 
 
 def test_two_processes_equal_one_device_over_200_steps(free_port):
