@@ -19,8 +19,7 @@ test-peers: .venv/peers  ## against PyTorch implementations
 	$(BIN)/python -m pytest tests/benchmarks/test_peers.py
 
 test-lowest: .venv/lowest/installed  ## the library on the lowest versions that pyproject.toml allows
-	.venv/lowest/bin/python -m pytest -n 2 tests/library $(ONLY) \
-		$(patsubst %,--ignore=tests/library/test_%.py,flax distributed wiring)
+	.venv/lowest/bin/python -m pytest -n 2 tests/library $(ONLY)
 
 test-newest: .venv/newest/installed  ## the library on the newest Python at hand, with its newest JAX
 	.venv/newest/bin/python -m pytest -n 2 tests/library $(ONLY)

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from arsam_jax import convolutions as module
 from arsam_jax.convolutions import fast_convolutions
+from tests.versions import needs_set_mesh
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 NCHW = ("NCHW", "OIHW", "NCHW")
@@ -642,7 +643,7 @@ def test_sharded_inputs(mesh):
     assert_same_bits(fast(w, x), untouched(w, x))
 
 
-@pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="needs explicit sharding of convolutions")
+@needs_set_mesh
 def test_explicit_sharding():
     explicit = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(explicit):

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 import arsam_jax
 from arsam_jax import parallel, sampling
 from tests.methods import METHODS
+from tests.versions import cases, needs_shard_map
 
 STEPS, DEVICES, BATCH, INPUTS, HIDDEN = 200, 4, 16, 8, 16
 EXAMPLES = 64  # of the data set, as METHODS says
@@ -177,7 +178,7 @@ def on_devices(name, regime):
         return (params, *rest), sampled
 
 
-@pytest.mark.parametrize(("name", "regime"), CASES)
+@pytest.mark.parametrize(("name", "regime"), cases(CASES))
 def test_devices_equal_one_over_200_steps(name, regime):
     carry, sampled = jax.device_get(on_devices(name, regime))
     if METHODS[name].method.is_local and not regime.startswith(("jit", "explicit")):
@@ -208,7 +209,7 @@ def mapped_over(devices, function, in_specs, out_specs=None, check_vma=True):
 
 
 @pytest.mark.parametrize("has_aux", [False, True])
-@pytest.mark.parametrize("regime", ["pmap", "vmap", "shard_map", "shard_map unchecked"])
+@pytest.mark.parametrize("regime", cases(["pmap", "vmap", "shard_map", "shard_map unchecked"]))
 def test_value_and_grad_is_that_of_the_whole_batch(regime, has_aux):
     rng = np.random.default_rng(0)
     w, x = jnp.asarray(rng.normal(size=3)), jnp.asarray(rng.normal(size=(8, 3)))
@@ -243,12 +244,14 @@ def test_value_and_grad_is_that_of_the_whole_batch(regime, has_aux):
         np.testing.assert_allclose([aux, other_aux], float(x.sum()) / 4, rtol=1e-12)
 
 
+@needs_shard_map
 def test_a_loss_that_is_averaged_already_is_refused():
     function = parallel.grad(lambda w, x: jax.lax.pmean(unit_loss(w, x), "batch"), "batch")
     with pytest.raises(ValueError, match="without a mean over devices"):
         mapped_over(jax.devices()[:4], function, (P(), P("batch")))(jnp.ones(3), jnp.ones((8, 3)))
 
 
+@needs_shard_map
 @pytest.mark.parametrize("cause", ["gradients", "keys", "parameters"])
 def test_a_decision_that_varies_is_an_error_at_trace_time(cause):
     """What would hang, or measure the norm of a shard, as far as shard_map can see."""
@@ -281,6 +284,7 @@ def test_a_decision_that_varies_is_an_error_at_trace_time(cause):
         )
 
 
+@needs_shard_map
 @pytest.mark.parametrize("name", [name for name, m in METHODS.items() if m.needs_examples])
 @pytest.mark.parametrize("axis_name", [None, "model"])
 def test_a_forgotten_axis_name_is_an_error_at_trace_time(name, axis_name):
@@ -338,6 +342,7 @@ def test_gradient_all_reduces_with_named_sharding(link, expected):
     assert count_gradient_all_reduces(outside_of_branches) == always
 
 
+@needs_shard_map
 def test_perturbation_of_each_shard_needs_one_all_reduce_and_is_its_formula():
     """g_A = mean_i ∇L_i(w + ρ ∇L_i(w) / ‖∇L_i(w)‖), i over the devices."""
     link = arsam_jax.m_sam(0.1, num_microbatches=1)
@@ -472,6 +477,7 @@ for link, averaged in ((keys, True), (gate, False)):
 """
 
 
+@needs_shard_map
 def test_with_axis_name_devices_that_would_decide_apart_decide_alike():
     """A key, or an unaveraged gradient, of its own on each device, where JAX does not see it."""
     process = launch(SEPARATE_DECISIONS, "", devices=4)
@@ -485,6 +491,7 @@ def test_with_axis_name_devices_that_would_decide_apart_decide_alike():
         assert is_uniform == "True"
 
 
+@needs_shard_map
 def test_without_it_they_hang_until_xla_ends_them():
     """What the error of shard_map, axis_name and check_same_everywhere are there for."""
     process = launch(SEPARATE_DECISIONS, "hang", devices=4)

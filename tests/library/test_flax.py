@@ -12,6 +12,7 @@ from flax.training import train_state
 
 import arsam_jax
 from arsam_jax.flax import TrainState, nnx_value_and_grad
+from tests.versions import needs_nnx
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 6)), jnp.float32)
 Y = jnp.asarray(np.random.default_rng(1).normal(size=(16, 1)), jnp.float32)
@@ -175,6 +176,7 @@ def nnx_step(model, optimizer):
     return loss
 
 
+@needs_nnx
 def test_nnx_batch_stats_and_dropout_counters_move_once():
     model, optimizer = nnx_setup(arsam_jax.sam(0.5))
     clean = nnx.clone(model)
@@ -185,6 +187,7 @@ def test_nnx_batch_stats_and_dropout_counters_move_once():
         chex.assert_trees_all_close(ours, expected, rtol=1e-6)
 
 
+@needs_nnx
 def test_nnx_second_pass_draws_the_same_dropout_mask():
     model, _ = nnx_setup(arsam_jax.sam(0.1))
     params = nnx.as_pure(nnx.state(model, nnx.Param))
@@ -194,6 +197,7 @@ def test_nnx_second_pass_draws_the_same_dropout_mask():
     assert not np.allclose(later(params)["last"]["kernel"], grads["last"]["kernel"][...], rtol=1e-3)
 
 
+@needs_nnx
 def test_nnx_sam_equals_a_hand_written_step():
     model, optimizer = nnx_setup(arsam_jax.sam(0.3))
     reference = nnx.clone(model)
@@ -215,6 +219,7 @@ def test_nnx_sam_equals_a_hand_written_step():
     )
 
 
+@needs_nnx
 def test_nnx_arsam_trains_and_its_metrics_are_found():
     model, optimizer = nnx_setup(arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2))
     losses = [nnx_step(model, optimizer) for _ in range(40)]
@@ -228,6 +233,7 @@ def with_aux(model, x, y):
     return jnp.mean((output - y) ** 2), output
 
 
+@needs_nnx
 def test_nnx_auxiliary_output_and_arguments():
     model, _ = nnx_setup(arsam_jax.sam(0.1))
     other = nnx.clone(model)
@@ -249,6 +255,7 @@ def loop_over_parts(model, params):
     return sum(loss for (loss, _), _ in values) / 4, jax.tree.map(lambda *g: sum(g) / 4, *grads)
 
 
+@needs_nnx
 def test_nnx_accumulates_over_microbatches_with_state_that_goes_on():
     model, _ = nnx_setup(arsam_jax.sam(0.1))
     params = nnx.as_pure(nnx.state(model, nnx.Param))
@@ -274,6 +281,7 @@ def test_nnx_accumulates_over_microbatches_with_state_that_goes_on():
     assert model.dropout.rngs.count[...] == 4
 
 
+@needs_nnx
 def test_nnx_trains_with_microbatches():
     model, optimizer = nnx_setup(arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2))
 
@@ -290,6 +298,7 @@ def test_nnx_trains_with_microbatches():
     assert 0 < arsam_jax.metrics_dict(optimizer.opt_state)["num_sampled"] < 30
 
 
+@needs_nnx
 def test_nnx_microbatches_have_to_divide_the_batch():
     model, _ = nnx_setup(arsam_jax.sam(0.1))
     with pytest.raises(ValueError, match=r"num_microbatches must divide .* got 3 and .* \[16\]"):
@@ -298,6 +307,7 @@ def test_nnx_microbatches_have_to_divide_the_batch():
         nnx_value_and_grad(nnx_loss, model, num_microbatches=0)
 
 
+@needs_nnx
 def test_nnx_trains_what_wrt_names_and_nothing_else():
     model, _ = nnx_setup(optax.identity())
     head = nnx.All(nnx.Param, nnx.PathContains("last"))

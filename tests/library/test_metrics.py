@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import arsam_jax
 from arsam_jax import metrics_dict
+from tests.versions import needs_nnx
 
 LINK = arsam_jax.arsam(0.1, 0.5, segment_length=4, warmup_steps=1)
 TX = optax.chain(LINK, optax.sgd(0.05))
@@ -54,7 +55,7 @@ def test_a_policy_without_these_and_no_step_yet():
     assert set(values.values()) == {0.0}
 
 
-@pytest.mark.skipif(not hasattr(nnx, "as_pure"), reason="an older flax than arsam_jax.flax takes")
+@needs_nnx
 def test_replicated_pmapped_and_nnx_states():
     state = run()
     mesh = Mesh(jax.devices(), ("batch",))

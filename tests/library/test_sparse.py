@@ -24,6 +24,7 @@ from tests.problem import (
     matrix_products,
     update_with,
 )
+from tests.versions import cases
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -52,12 +53,7 @@ def test_fisher_examples_are_those_of_the_caller():
     assert_follows(tx, reference.sparse_sam(RHO, mask), extra_args=extra)
 
 
-SHARD_MAP = pytest.param(
-    "shard_map", marks=pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="an older jax")
-)
-
-
-@pytest.mark.parametrize("regime", ["pmap", SHARD_MAP])
+@pytest.mark.parametrize("regime", cases(["pmap", "shard_map"]))
 def test_fisher_examples_of_the_devices_are_averaged(regime):
     tx = arsam_jax.sparse_sam(0.1, 0.5)
     params, batch, fisher_batch = make_params(), make_batch(0), make_batch(1)

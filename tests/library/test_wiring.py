@@ -16,6 +16,7 @@ from arsam_jax import check_wiring, parallel, sparse
 from arsam_jax.flax import nnx_value_and_grad
 from tests.library import test_flax
 from tests.problem import example_loss_fn, loss_fn, make_batch, make_params
+from tests.versions import cases, needs_nnx
 
 BATCH = make_batch(0)
 FROZEN = {"kernel": True, "bias": False, "scale": False}
@@ -187,7 +188,7 @@ def complex_loss(params):
     return jnp.sum(jnp.abs(params["w"] - jnp.array([0.2j, 1 + 1j], jnp.complex64)) ** 2)
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("mistake", cases(MISTAKES))
 def test_names_the_mistake(mistake):
     call, message = MISTAKES[mistake]
     with pytest.raises(ValueError, match=rf"^check_wiring found:(?s:.*){message}"):
@@ -266,11 +267,11 @@ RIGHT = {
         "grads": jax.tree.map(jnp.zeros_like, GRADS),
         "grad_fn": functools.partial(jax.tree.map, jnp.zeros_like),
     },
-    "shard_map": {"grad_fn": mapped("shard_map")},
+    "shard_map": {"grad_fn": lambda params: mapped("shard_map")(params)},
 }
 
 
-@pytest.mark.parametrize("use", RIGHT)
+@pytest.mark.parametrize("use", cases(RIGHT))
 def test_says_nothing_of_what_is_right(use):
     check(**RIGHT[use])
 
@@ -313,6 +314,7 @@ def test_linen_with_batch_norm_and_dropout():
         check_wiring(state.tx, grads, state.params, grad_fn=grad_fn(jax.random.key(2)))
 
 
+@needs_nnx
 @pytest.mark.usefixtures("standard_promotion")
 def test_nnx_with_batch_norm_and_dropout():
     model, optimizer = test_flax.nnx_setup(arsam_jax.sam(0.1))
@@ -325,6 +327,7 @@ def test_nnx_with_batch_norm_and_dropout():
         check_wiring(optimizer.tx, grads, params, grad_fn=late)
 
 
+@needs_nnx
 @pytest.mark.usefixtures("standard_promotion")
 def test_nnx_step_that_runs_once_without_jit():
     model, optimizer = test_flax.nnx_setup(arsam_jax.sam(0.1))
@@ -343,6 +346,7 @@ def test_nnx_step_that_runs_once_without_jit():
     assert arsam_jax.metrics_dict(optimizer.opt_state)["num_sampled"] == 1
 
 
+@needs_nnx
 @pytest.mark.usefixtures("standard_promotion")
 def test_nnx_model_that_grad_fn_moves():
     model, optimizer = test_flax.nnx_setup(arsam_jax.sam(0.1))

@@ -1,0 +1,25 @@
+"""Marks of the tests that need more than the lowest versions that pyproject.toml allows."""
+
+import jax
+import pytest
+from flax import nnx
+
+needs_shard_map = pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="JAX without shard_map")
+needs_set_mesh = pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX without set_mesh")
+needs_nnx = pytest.mark.skipif(
+    not hasattr(nnx, "as_pure"), reason="an older Flax than arsam_jax.flax takes"
+)
+
+
+def cases(names):
+    """Parameters of a test, skipped where they are about a regime that JAX does not have."""
+
+    def marks(name):
+        if "shard_map" in str(name):
+            return needs_shard_map
+        return needs_set_mesh if "explicit" in str(name) or "jit sharded" in str(name) else ()
+
+    return [
+        pytest.param(*(name if isinstance(name, tuple) else (name,)), marks=marks(name))
+        for name in names
+    ]
