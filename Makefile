@@ -2,13 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints
+.PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints dist help
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noisy labels
 	$(BIN)/python -m examples.classification $(if $(wildcard runs/digits/config.json),--resume)
 
-test: .venv/installed
+test: .venv/installed  ## everything
 	$(BIN)/python -m pytest -n 2
 
 test-fast: .venv/installed  ## the core, for somebody who changes it: a minute and a half
@@ -24,18 +24,26 @@ test-lowest: .venv/lowest/installed  ## the library on the lowest versions that 
 test-newest: .venv/newest/installed  ## the library on the newest Python at hand, with its newest JAX
 	.venv/newest/bin/python -m pytest -n 2 tests/library $(ONLY)
 
-lint: .venv/installed
+lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-format: .venv/installed
+format: .venv/installed  ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 constraints: .venv/installed  ## pins the newest versions
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--upgrade --no-header --no-annotate --no-emit-index-url -o constraints.txt
+
+dist: .venv/installed  ## sdist and wheel in dist/, checked as a package index does
+	rm -rf dist
+	$(BIN)/uv build --quiet
+	$(BIN)/twine check --strict dist/*
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 # Without their dependencies: zij's pin of torch would bring several GB of CUDA.
 .venv/peers: .venv/installed

@@ -1,0 +1,53 @@
+"""Every program of the quickstart trains, stands alone and stays short."""
+
+import ast
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[3] / "examples" / "quickstart"
+PROGRAMS = [path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"]
+ECOSYSTEM = {"arsam_jax", "flax", "jax", "numpy", "optax", "orbax", "sklearn"}
+
+
+@pytest.fixture(params=PROGRAMS, ids=lambda path: path.stem)
+def program(request):
+    return request.param
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_it_trains(program, capsys):
+    runpy.run_path(str(program), run_name="__main__")
+    printed = capsys.readouterr().out
+    accuracy = re.findall(r"accuracy\D* ([\d.]+) %", printed)
+    sampled = re.findall(r"%SAM ([\d.]+)", printed)
+    assert float(accuracy[-1]) > 90, printed
+    assert all(0 < float(share) < 100 for share in sampled), printed
+    assert sampled, printed
+
+
+def test_it_stands_alone(program):
+    tree = ast.parse(program.read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not any(node.level for node in imports if isinstance(node, ast.ImportFrom))
+    modules = {
+        name.split(".")[0]
+        for node in imports
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+        )
+    }
+    assert modules - sys.stdlib_module_names <= ECOSYSTEM
+
+
+def test_it_fits_a_screen(program):
+    assert len(program.read_text().splitlines()) <= 80
+
+
+def test_it_checks_its_wiring(program):
+    assert program.read_text().count("arsam_jax.check_wiring(") == 1
