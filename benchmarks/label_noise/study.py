@@ -32,8 +32,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import arsam_jax
-from benchmarks.frontier import append_row, halton, read_table, run_resumable, start_worker
-from benchmarks.frontier_report import Estimate, markdown_table
+from benchmarks.frontier.study import append_row, halton, read_table, run_resumable, start_worker
+from benchmarks.frontier.report import Estimate, markdown_table
 from examples.classification import config as settings
 from examples.classification import loop
 from examples.classification.configs import digits_noise, fashion_mnist_noise

@@ -34,9 +34,9 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import arsam_jax
-from benchmarks import frontier_report
-from benchmarks.methods import ABLATIONS, METHODS
-from benchmarks.workloads import WORKLOADS, MakeLink, Setting, Workload, train
+from benchmarks.frontier import report as frontier_report
+from benchmarks.harness.methods import ABLATIONS, METHODS
+from benchmarks.harness.workloads import WORKLOADS, MakeLink, Setting, Workload, train
 
 TUNING_SEEDS = (100, 101)
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import frontier, radius_law, radius_law_report
 from benchmarks.radius_law import SWEEPS, VARIANTS, Options
 from benchmarks.radius_law_report import RULES, Curve
-from benchmarks.workloads import WORKLOADS, Setting
+from benchmarks.harness.workloads import WORKLOADS, Setting
 from tests.benchmarks.test_frontier import forbidden_run, row_of, tiny  # noqa: F401
 
 SAM = Setting(rho=0.2, learning_rate=0.1, weight_decay=1e-3)

@@ -31,7 +31,7 @@ import tyro
 import arsam_jax
 from arsam_jax import sampling
 from arsam_jax.convolutions import fast_convolutions
-from benchmarks.networks import NETWORKS, NUM_CLASSES
+from benchmarks.harness.networks import NETWORKS, NUM_CLASSES
 
 COMPARISONS = (
     # what, in units of, the limit that the project holds itself to

@@ -43,9 +43,9 @@ from rich.progress import Progress
 import arsam_jax
 from arsam_jax.convolutions import fast_convolutions
 from benchmarks import frontier
-from benchmarks.frontier_report import Estimate, markdown_table
-from benchmarks.methods import METHODS
-from benchmarks.workloads import (
+from benchmarks.frontier.report import Estimate, markdown_table
+from benchmarks.harness.methods import METHODS
+from benchmarks.harness.workloads import (
     WORKLOADS,
     Workload,
     example_losses,

@@ -26,8 +26,8 @@ import tyro
 
 import arsam_jax
 from benchmarks import frontier, radius_law_report
-from benchmarks.frontier import Run
-from benchmarks.workloads import WORKLOADS, Setting
+from benchmarks.frontier.study import Run
+from benchmarks.harness.workloads import WORKLOADS, Setting
 
 RATIO = 1.6  # of neighbouring multipliers
 LEAST, MOST = 0.1, 70  # of all multipliers

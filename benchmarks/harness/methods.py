@@ -15,8 +15,8 @@ import optax
 import arsam_jax
 from arsam_jax import correction, sampling
 from arsam_jax import probe as probes
-from benchmarks import signals
-from benchmarks.workloads import MakeLink
+from benchmarks.frontier import signals
+from benchmarks.harness.workloads import MakeLink
 
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 ALPHAS = (0.1, 0.2, 0.4, 0.8)  # ARSAM cannot be told a share

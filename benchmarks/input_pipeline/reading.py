@@ -27,7 +27,7 @@ import tyro
 from PIL import Image
 from rich.progress import track
 
-from benchmarks.frontier import append_row
+from benchmarks.frontier.study import append_row
 from examples.classification import config
 from examples.classification.data import pipeline
 from examples.classification.data import sets as data

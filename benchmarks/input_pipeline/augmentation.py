@@ -14,7 +14,7 @@ import numpy as np
 import rich
 import tyro
 
-from benchmarks.frontier import append_row
+from benchmarks.frontier.study import append_row
 from examples.classification.data import augment
 
 CHOICES = ((), ("crop", "mirror", "cutout"), ("randaugment",), augment.AUGMENTATIONS)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.frontier_report import Estimate, gap_closed, markdown_table, mean_of
+from benchmarks.frontier.report import Estimate, gap_closed, markdown_table, mean_of
 
 Rule = Callable[[float], float]  # m of s
 RULES: dict[str, Rule] = {

@@ -11,7 +11,7 @@ import pytest
 
 import arsam_jax
 from benchmarks import frontier, psf
-from benchmarks.workloads import (
+from benchmarks.harness.workloads import (
     MLP,
     WORKLOADS,
     Setting,

@@ -14,7 +14,7 @@ import torch  # pyright: ignore[reportMissingImports]
 import zij  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 
-from benchmarks.networks import NETWORKS, NUM_CLASSES
+from benchmarks.harness.networks import NETWORKS, NUM_CLASSES
 
 VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "zij", "pytorch_optimizer"))
 PERIOD = 8  # LookSAM's k, and the steps of one call

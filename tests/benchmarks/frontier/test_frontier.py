@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import arsam_jax
-from benchmarks import frontier, frontier_report
-from benchmarks.frontier import TUNING_SEEDS, Options, Run
-from benchmarks.methods import ABLATIONS, METHODS
-from benchmarks.workloads import MLP, WORKLOADS, Setting, Source, Workload, make_data
+from benchmarks.frontier import report as frontier_report
+from benchmarks.frontier import study as frontier
+from benchmarks.frontier.study import TUNING_SEEDS, Options, Run
+from benchmarks.harness.methods import ABLATIONS, METHODS
+from benchmarks.harness.workloads import MLP, WORKLOADS, Setting, Source, Workload, make_data
 
 CENTER = Setting(rho=0.1, learning_rate=0.1, weight_decay=1e-3)
 
