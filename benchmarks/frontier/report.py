@@ -10,26 +10,20 @@ from typing import Any, NamedTuple
 import rich
 from rich.table import Table
 
+from benchmarks.harness.statistics import (
+    FLOOR,
+    NOTHING,
+    Estimate,
+    gap_closed,
+    markdown_table,
+    mean_and_error,
+    mean_of,
+)
+
 PROTOCOLS = {
     "transfer": "Every method with the ρ, learning rate and weight decay tuned for SAM",
     "tuned": "Every method with its own tuned ρ, learning rate and weight decay",
 }
-
-
-FLOOR = -100.0  # in %: what a collapse on one workload counts for in the mean
-
-
-class Estimate(NamedTuple):
-    """A mean and its standard error (NaN where one seed cannot tell)."""
-
-    mean: float
-    error: float
-
-    def __format__(self, spec: str) -> str:
-        if math.isnan(self.mean):
-            return "–"
-        error = "" if math.isnan(self.error) else f" ± {self.error:{spec}}"
-        return f"{self.mean:{spec}}{error}"
 
 
 class Line(NamedTuple):
@@ -42,36 +36,6 @@ class Line(NamedTuple):
     mean_gap: Estimate
     accuracies: dict[str, Estimate]
     costs: dict[str, float]
-
-
-def gap_closed(accuracy: Sequence[float], sgd: Sequence[float], sam: Sequence[float]) -> Estimate:
-    r"""The part of SAM's gain over SGD that a method keeps, in %, from runs paired by seed.
-
-    With d_i = accuracy_i − sgd_i and D_i = sam_i − sgd_i of seed i, the gap is G = mean(d) /
-    mean(D), a ratio of means, since a ratio of one seed may divide by nearly nothing. Its standard
-    error is that of the mean of the residuals d_i − G D_i, divided by mean(D) (the delta method):
-    the noise that a seed shares between the three methods, and that of SAM and SGD, is in it.
-    """
-    kept = [a - b for a, b in zip(accuracy, sgd, strict=True)]
-    whole = [a - b for a, b in zip(sam, sgd, strict=True)]
-    scale = statistics.fmean(whole)
-    if scale == 0:
-        return Estimate(math.nan, math.nan)
-    gap = statistics.fmean(kept) / scale
-    error = math.nan
-    if len(kept) > 1:
-        residuals = [d - gap * D for d, D in zip(kept, whole, strict=True)]
-        error = statistics.stdev(residuals) / math.sqrt(len(kept)) / abs(scale)
-    return Estimate(100 * gap, 100 * error)
-
-
-def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates, each at least ``FLOOR``.
-
-    A run that collapsed to chance would else weigh by how small SAM's gain happens to be.
-    """
-    error = math.sqrt(sum(e.error**2 for e in estimates if e.mean > FLOOR)) / len(estimates)
-    return Estimate(statistics.fmean(max(e.mean, FLOOR) for e in estimates), error)
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[Line]:
@@ -94,21 +58,19 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[Line]:
 
             accuracy = of(by_workload, "accuracy")
             gaps[workload] = gap_closed(accuracy, of(sgd, "accuracy"), of(sam, "accuracy"))
-            spread = statistics.stdev(accuracy) if len(seeds) > 1 else math.nan
-            accuracies[workload] = Estimate(statistics.fmean(accuracy), spread / len(seeds) ** 0.5)
+            accuracies[workload] = mean_and_error(accuracy)
             costs["gradients"].append(statistics.fmean(of(by_workload, "gradients_per_step")))
             for column in ("seconds_per_step", "peak_bytes", "top_hessian_eigenvalue", "sharpness"):
                 costs[column] += [_ratio(of(by_workload, column), of(sam, column))]
         if gaps:
             is_whole = len(gaps) == len(workloads)
-            missing = Estimate(math.nan, math.nan)
             lines.append(
                 Line(
                     method,
                     share,
                     statistics.fmean(costs.pop("gradients")),
                     gaps,
-                    mean_of(list(gaps.values())) if is_whole else missing,
+                    mean_of(list(gaps.values())) if is_whole else NOTHING,
                     accuracies,
                     {name: _median(values) for name, values in costs.items()},
                 )
@@ -145,12 +107,8 @@ def write(rows: Sequence[dict[str, Any]], csv: Path, ablations: Sequence[str] = 
         }
         parts.append(_markdown(title, lines, path.name, settings, stage))
         written.append(path)
-        known = {"sgd", "sam", *_OURS, *ablations}
-        lines = summarize([row for row in of_stage if row["method"] in known])
-        lines = [
-            x for x in lines if x.method in ablations or (x.method in _OURS and x.share <= 1 / 8)
-        ]
-        if any(x.method in ablations for x in lines):
+        lines = _ablation_lines(of_stage, ablations)
+        if lines:
             title = (
                 "budgeted_sam with one part replaced; one step in eight where not said otherwise"
             )
@@ -166,6 +124,15 @@ def write(rows: Sequence[dict[str, Any]], csv: Path, ablations: Sequence[str] = 
     return written
 
 
+def _ablation_lines(rows: Sequence[dict[str, Any]], ablations: Sequence[str]) -> list[Line]:
+    """Those of the ablations and, if there are any, of what is ablated."""
+    known = {"sgd", "sam", *_OURS, *ablations}
+    lines = summarize([row for row in rows if row["method"] in known])
+    if not any(x.method in ablations for x in lines):
+        return []
+    return [x for x in lines if x.method in ablations or (x.method in _OURS and x.share <= 1 / 8)]
+
+
 _ABLATED = "budgeted_sam"  # drawn as a line across at one step in eight
 _OURS = {_ABLATED: "crimson", "budgeted_sam_rising": "darkblue"}
 
@@ -175,8 +142,7 @@ def _workloads(lines: Sequence[Line]) -> list[str]:
 
 
 def _cells(line: Line, workloads: Sequence[str], values: dict[str, Estimate]) -> list[str]:
-    nothing = Estimate(math.nan, math.nan)
-    return [f"{values.get(name, nothing):.1f}" for name in workloads]
+    return [f"{values.get(name, NOTHING):.1f}" for name in workloads]
 
 
 def _rich_table(title: str, lines: Sequence[Line]) -> Table:
@@ -190,11 +156,6 @@ def _rich_table(title: str, lines: Sequence[Line]) -> Table:
         worst = f"{min(gap.mean for gap in line.gaps.values()):.1f}"
         table.add_row(name, share, f"{line.gradients:.3f}", f"{line.mean_gap:.1f}", worst, *cells)
     return table
-
-
-def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 _PREFIX = ("method", "share", "gradients a step")
@@ -234,7 +195,7 @@ def _markdown(title, lines, figure, settings, stage) -> str:
             markdown_table([*_PREFIX, *workloads], accuracies),
             "In units of SAM's, median over the workloads: seconds a step, peak memory of the"
             " compiled run without its data, top Hessian eigenvalue and ρ-sharpness at the end. The"
-            " machine had other work: step_time.csv is what compares times.\n",
+            " machine had other work: benchmarks.step_time compares times.\n",
             markdown_table([*_PREFIX, "time", "memory", "eigenvalue", "sharpness"], costs),
             "Settings.\n",
             markdown_table(["workload", "method", "share", "ρ", "lr", "weight decay"], chosen),
@@ -266,37 +227,8 @@ def plot(lines: Sequence[Line], title: str, path: Path) -> None:
         squeeze=False,
         layout="constrained",
     )
-    methods = [m for m in dict.fromkeys(x.method for x in lines if x.gradients < 2) if m != "sgd"]
     for axis, panel in zip(axes.flat, panels, strict=False):
-        axis.axhline(100, color="0.6", linewidth=0.8)
-        axis.axhline(0, color="0.6", linewidth=0.8)
-        axis.plot(1, 0, "s", color="0.3", markersize=7, label="sgd")
-        axis.plot(2, 100, "D", color="0.3", markersize=7, label="sam")
-        for i, method in enumerate(methods):
-            found = [
-                (x.gradients, x.gaps.get(panel, x.mean_gap))
-                for x in sorted(lines, key=lambda x: x.gradients)
-                if x.method == method and (panel in x.gaps or panel not in workloads)
-            ]
-            is_ours = method in _OURS
-            axis.errorbar(
-                [gradients for gradients, _ in found],
-                [min(max(gap.mean, _LOWEST), _HIGHEST) for _, gap in found],
-                [gap.error if _LOWEST <= gap.mean <= _HIGHEST else 0 for _, gap in found],
-                label=method,
-                color=_OURS.get(method, plt.get_cmap("tab20")(2 * i % 20 + i // 10)),
-                linewidth=2.6 if is_ours else 1.1,
-                marker="o" if is_ours else "Pv^<>*Xdph8s"[i % 12],
-                markersize=6 if is_ours else 5,
-                capsize=2,
-                zorder=5 if is_ours else 2,
-            )
-        axis.set_title(panel)
-        axis.tick_params(labelbottom=True)
-        axis.set_ylim(_LOWEST - 5, _HIGHEST + 5)
-        axis.set_xlim(0.95, 2.22)
-        axis.set_xlabel("gradients a step")
-        axis.grid(alpha=0.25)
+        _draw_panel(axis, lines, panel, workloads)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     figure.supylabel("gap between SGD and SAM closed, %")
@@ -305,6 +237,45 @@ def plot(lines: Sequence[Line], title: str, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _draw_panel(axis: Any, lines: Sequence[Line], panel: str, workloads: Sequence[str]) -> None:
+    axis.axhline(100, color="0.6", linewidth=0.8)
+    axis.axhline(0, color="0.6", linewidth=0.8)
+    axis.plot(1, 0, "s", color="0.3", markersize=7, label="sgd")
+    axis.plot(2, 100, "D", color="0.3", markersize=7, label="sam")
+    methods = [m for m in dict.fromkeys(x.method for x in lines if x.gradients < 2) if m != "sgd"]
+    for i, method in enumerate(methods):
+        found = [
+            (x.gradients, x.gaps.get(panel, x.mean_gap))
+            for x in sorted(lines, key=lambda x: x.gradients)
+            if x.method == method and (panel in x.gaps or panel not in workloads)
+        ]
+        is_ours = method in _OURS
+        axis.errorbar(
+            [gradients for gradients, _ in found],
+            [min(max(gap.mean, _LOWEST), _HIGHEST) for _, gap in found],
+            [gap.error if _LOWEST <= gap.mean <= _HIGHEST else 0 for _, gap in found],
+            label=method,
+            color=_OURS.get(method) or _color(i),
+            linewidth=2.6 if is_ours else 1.1,
+            marker="o" if is_ours else "Pv^<>*Xdph8s"[i % 12],
+            markersize=6 if is_ours else 5,
+            capsize=2,
+            zorder=5 if is_ours else 2,
+        )
+    axis.set_title(panel)
+    axis.tick_params(labelbottom=True)
+    axis.set_ylim(_LOWEST - 5, _HIGHEST + 5)
+    axis.set_xlim(0.95, 2.22)
+    axis.set_xlabel("gradients a step")
+    axis.grid(alpha=0.25)
+
+
+def _color(index: int) -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps["tab20"](2 * index % 20 + index // 10)
 
 
 def plot_ablations(lines: Sequence[Line], title: str, path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import rich
 import tyro
 
-from benchmarks.frontier.study import append_row
+from benchmarks.harness import table
 from examples.classification.data import augment
 
 CHOICES = ((), ("crop", "mirror", "cutout"), ("randaugment",), augment.AUGMENTATIONS)
@@ -22,13 +22,15 @@ CHOICES = ((), ("crop", "mirror", "cutout"), ("randaugment",), augment.AUGMENTAT
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of the benchmark."""
+    """How fast the example's augmentation is on one device, apart from any training."""
 
     batch_size: int = 128
     """Images in a batch, of 32 × 32 pixels and 3 channels."""
     repetitions: int = 50
     """Batches that are timed, after two that are not; the median counts."""
-    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/augmentation.csv")
+    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = (
+        table.RESULTS / "input_pipeline" / "augmentation.csv"
+    )
     """Rows are appended."""
 
 
@@ -54,15 +56,13 @@ def measure(options: Options) -> list[dict]:
     medians = {names: statistics.median(of_names[2:]) for names, of_names in seconds.items()}
     return [
         {
-            "date": time.strftime("%Y-%m-%d"),
-            "device": jax.devices()[0].device_kind,
             "cores": os.cpu_count(),
-            "versions": f"jax {jax.__version__}",
             "augmentations": " + ".join(names) or "none",
             "batch_size": options.batch_size,
             "milliseconds": round(1000 * median, 3),
             "images_a_second": round(options.batch_size / median),
         }
+        | table.provenance()
         for names, median in medians.items()
     ]
 
@@ -74,8 +74,4 @@ def main(options: Options) -> None:
             f"{row['augmentations']:40} {row['milliseconds']:8.3f} ms a batch,"
             f" {row['images_a_second']:,} images/s"
         )
-        append_row(options.csv, row, list(row))
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+        table.append_row(options.csv, row)

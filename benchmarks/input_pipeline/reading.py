@@ -1,11 +1,4 @@
-"""Images a second that the input pipeline of the examples reads, decodes and stacks to batches.
-
-From arrays in memory; from a folder of JPEG files; and from array_record files of such JPEGs, as
-Tiny ImageNet is prepared. The images are made here, of smooth noise, and all files are in the page
-cache. Then how fast a network trains on them, in units of how fast it trains on one batch again
-and again, for which nothing is read: 1 where the input does not bound the training. Other work on
-the machine (``load``, the processes that wanted to run at the start) takes its share.
-"""
+"""From image files, or arrays in memory, to batches and training steps."""
 
 import contextlib
 import dataclasses
@@ -18,7 +11,7 @@ import time
 import zipfile
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -27,7 +20,8 @@ import tyro
 from PIL import Image
 from rich.progress import track
 
-from benchmarks.frontier.study import append_row
+from benchmarks.harness import table
+from benchmarks.harness.statistics import markdown_table
 from examples.classification import config
 from examples.classification.data import pipeline
 from examples.classification.data import sets as data
@@ -40,7 +34,7 @@ CLASSES = 200  # of Tiny ImageNet
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of the benchmark."""
+    """How fast images are read, decoded and stacked, and what that costs a training."""
 
     workers: tuple[int, ...] = (0, 1, 2)
     """Numbers of worker processes; 0 reads in the program's own."""
@@ -58,7 +52,9 @@ class Options:
     """Of the same number of steps on one batch and on batches that are read; see ``steps``."""
     steps: int = 6
     """Training steps of a measurement, half of a pair."""
-    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/input_pipeline.csv")
+    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = (
+        table.RESULTS / "input_pipeline" / "input_pipeline.csv"
+    )
     """Rows are appended; a table of this run is written beside it."""
 
 
@@ -135,76 +131,81 @@ def training_speed(dataset: data.Dataset, num_workers: int, options: Options) ->
 
 
 def main(options: Options) -> None:
+    load = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sources: dict[tuple[str, int], data.Dataset] = {}
-        for size in options.sizes:
-            write_jpegs(folder / str(size), size, options.images)
-            files = data.load("image_folder", data_files=folder / str(size), in_memory=False)
-            in_memory = files._replace(train_images=files.train_images[:])
-            sources["arrays in memory", size] = in_memory
-            sources["JPEG files", size] = files
-        write_tiny_imagenet(folder / "tiny.zip", options.images)
-        sources["array_record of JPEGs", 64] = data.load(
-            "tiny_imagenet", data_dir=folder, data_files=folder / "tiny.zip", in_memory=False
-        )
-        machine = {
-            "date": time.strftime("%Y-%m-%d"),
-            "device": f"{os.cpu_count()} CPU cores, {jax.devices()[0].device_kind}",
-            "load": round(os.getloadavg()[0], 1),
-            "versions": ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES),
-        }
         cases = [
             (source, size, dataset, workers)
-            for (source, size), dataset in sources.items()
+            for (source, size), dataset in make_sources(Path(name), options).items()
             for workers in (options.workers if source != "arrays in memory" else (0,))
         ]
         rows = [
-            machine
-            | {
-                "source": source,
-                "size": size,
-                "workers": workers,
-                "batch_size": options.batch_size,
-                "images_per_second": round(
-                    images_per_second(dataset.train_images, workers, options)
-                ),
-                "width": options.width,
-                "training_speed": round(training_speed(dataset, workers, options), 3)
-                if size <= 64
-                else None,
-            }
-            for source, size, dataset, workers in track(cases, "measuring", transient=True)
+            measure(*case, options) | {"load": load}
+            for case in track(cases, "measuring", transient=True)
         ]
     write(rows, options.csv)
 
 
-def write(rows: list[dict], path: Path) -> None:
+def make_sources(folder: Path, options: Options) -> dict[tuple[str, int], data.Dataset]:
+    """The data sets by where images come from and their pixels a side, with files in `folder`."""
+    sources: dict[tuple[str, int], data.Dataset] = {}
+    for size in options.sizes:
+        write_jpegs(folder / str(size), size, options.images)
+        files = data.load("image_folder", data_files=folder / str(size), in_memory=False)
+        in_memory = files._replace(train_images=files.train_images[:])
+        sources["arrays in memory", size] = in_memory
+        sources["JPEG files", size] = files
+    write_tiny_imagenet(folder / "tiny.zip", options.images)
+    sources["array_record of JPEGs", 64] = data.load(
+        "tiny_imagenet", data_dir=folder, data_files=folder / "tiny.zip", in_memory=False
+    )
+    return sources
+
+
+def measure(
+    source: str, size: int, dataset: data.Dataset, workers: int, options: Options
+) -> dict[str, Any]:
+    """The row of a case, but for the load of the machine before it all."""
+    speed = round(training_speed(dataset, workers, options), 3) if size <= 64 else None
+    return {
+        "source": source,
+        "size": size,
+        "workers": workers,
+        "batch_size": options.batch_size,
+        "images_per_second": round(images_per_second(dataset.train_images, workers, options)),
+        "width": options.width,
+        "training_speed": speed,
+    } | table.provenance(
+        device=f"{os.cpu_count()} CPU cores, {jax.devices()[0].device_kind}",
+        versions=", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES),
+    )
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
     """Appends the rows to the CSV file, and shows and writes them as a table."""
     for row in rows:
-        append_row(path, row, list(row))
+        table.append_row(path, row)
     first = rows[0]
-    lines = [
-        "# Images a second of the input pipeline",
-        "",
+    head = (
         f"{first['device']}, {first['date']}; batches of {first['batch_size']};"
         f" {first['versions']}. Load at the start: {first['load']}; where that is not 0, other work"
         " had its share of the cores, and the numbers are rough. Training speed is that of"
         f" a cnn of width {first['width']} in units of training on one batch again and again; on a"
-        " CPU, reading and training share the cores.",
-        "",
-        "| images from | pixels | worker processes | images/s | training speed |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row['source']} | {row['size']}×{row['size']} | {row['workers'] or 'none'} |"
-        f" {row['images_per_second']:,} | {row['training_speed'] or '–'} |"
+        " CPU, reading and training share the cores."
+    )
+    body = [
+        [
+            row["source"],
+            f"{row['size']}×{row['size']}",
+            f"{row['workers'] or 'none'}",
+            f"{row['images_per_second']:,}",
+            f"{row['training_speed'] or '–'}",
+        ]
         for row in rows
     ]
-    path.with_suffix(".md").write_text("\n".join([*lines, ""]))
-    rich.print("\n".join(lines[4:]))
+    found = markdown_table(
+        ["images from", "pixels", "worker processes", "images/s", "training speed"], body
+    )
+    title = "# Images a second of the input pipeline"
+    path.with_suffix(".md").write_text(f"{title}\n\n{head}\n\n{found}")
+    rich.print(found)
     rich.print(f"wrote {path} and .md")
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))

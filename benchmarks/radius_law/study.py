@@ -1,33 +1,19 @@
-"""How far ``budgeted_sam`` should look when it samples a share s of the steps.
+"""Which radii are tried at which share, in which variants of the training."""
 
-It looks at ρ s^(−2/3), ρ being the radius that suits SAM, and bounds the reuse by κ = 0.1. Both
-were chosen at one share. Here the radius m ρ is searched at each share for the best multiplier m,
-on every workload of the frontier (two with BatchNorm, one with LayerNorm, two without), and again
-at a lower learning rate and with larger batches, where SAM's own best radius is searched too. m
-against s gives the exponent; what each rule loses against the best m says whether it matters.
-
-Learning rate, weight decay and ρ are those the search of ``benchmarks.frontier`` found for SAM. The
-seeds serve nothing else and accuracy is on held-out training examples: the test set is not read.
-
-Every finished run is a line of a CSV file at once, and is never done again: a run that was
-interrupted is resumed by the same command.
-"""
-
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
-import rich
-import tyro
 
 import arsam_jax
-from benchmarks import frontier, radius_law_report
-from benchmarks.frontier.study import Run
+from benchmarks.harness import search, tuning
+from benchmarks.harness.methods import METHODS
+from benchmarks.harness.search import Done, Study
+from benchmarks.harness.tuning import Run
 from benchmarks.harness.workloads import WORKLOADS, Setting
+from benchmarks.radius_law import fits
 
 RATIO = 1.6  # of neighbouring multipliers
 LEAST, MOST = 0.1, 70  # of all multipliers
@@ -110,7 +96,7 @@ def runs_of(variant: str, workload: str, sam: Setting) -> list[Run]:
     ]
 
 
-def curves_of(variant: str, workload: str, sam: Setting, done: dict[Run, dict]) -> dict:
+def curves_of(variant: str, workload: str, sam: Setting, done: Done) -> dict:
     """The curve of each share whose runs are all done, as far as it was gone on with."""
     curves = {}
 
@@ -131,11 +117,11 @@ def curves_of(variant: str, workload: str, sam: Setting, done: dict[Run, dict]) 
                 tried.append(tried[-1] * RATIO)
         columns = [accuracies(share, multiplier) for multiplier in tried]
         if all(columns):
-            curves[share] = radius_law_report.Curve(np.array(tried), np.array(columns).T)
+            curves[share] = fits.Curve(np.array(tried), np.array(columns).T)
     return curves
 
 
-def beyond(curve: radius_law_report.Curve) -> list[float]:
+def beyond(curve: fits.Curve) -> list[float]:
     """The next multiplier where the best is the first or the last of a curve."""
     tried, top = curve.multipliers, curve.accuracy.mean(0).argmax()
     lower = [tried[0] / RATIO] if top == 0 else []
@@ -143,17 +129,14 @@ def beyond(curve: radius_law_report.Curve) -> list[float]:
     return [m for m in lower + higher if LEAST <= m <= MOST]
 
 
-def search(
-    variants: Iterable[str],
-    sam: dict[str, Setting],
-    options: frontier.Options,
-    run_one: Callable[[Run], dict],
+def search_all(
+    variants: Iterable[str], sam: dict[str, Setting], study: Study, options: search.Options
 ) -> None:
     """Runs the variants on the workloads of `sam`, and goes on where a best is not bracketed."""
     pairs = [(variant, workload) for variant in variants for workload in sam]
     runs = [run for pair in pairs for run in runs_of(*pair, sam[pair[1]])]
     while runs:
-        done = frontier.run_all(runs, options, run_one)
+        done = search.run_all(runs, study, options)
         runs = [
             make_run(variant, workload, share, multiplier, seed, sam[workload])
             for variant, workload in pairs
@@ -173,67 +156,16 @@ def at_radius(bound: float):
     )
 
 
-def execute(run: Run) -> dict:
+def execute(run: Run) -> dict[str, Any]:
     """Trains and returns the row of a run."""
-    variant = VARIANTS[run.stage]
+    variant, method = VARIANTS[run.stage], METHODS[run.method]
     workload = WORKLOADS[run.workload]._replace(batch_size=variant.batch_size)
-    is_sampled = run.method == "budgeted_sam"
-    make = at_radius(variant.bound) if is_sampled else frontier.METHODS[run.method].make
-    return frontier.train_row(run, workload, make, held_out="validation")
+    make = at_radius(variant.bound) if run.method == "budgeted_sam" else method.make
+    return tuning.train_row(run, workload, make, method.cost, held_out="validation")
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options of the benchmark."""
-
-    sweep: Literal["radius", "kappa", "rules", "report"] = "radius"
-    """What to run; `report` draws what the CSV file has."""
-    variants: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAMES")] = tuple(VARIANTS)
-    """Of those of the sweep."""
-    workloads: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAMES")] = tuple(WORKLOADS)
-    workers: int = 1
-    """Processes, each pinned to one core."""
-    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/radius_law.csv")
-    """Results; figure and tables are written beside it."""
-    search: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/frontier.csv")
-    """Where the search for SAM's setting is; read only."""
-
-    def __post_init__(self):
-        frontier.check_names(self, variants=VARIANTS, workloads=WORKLOADS)
-        if self.workers < 1:
-            raise SystemExit("--workers must be at least 1")
+def seconds(run: Run) -> float:
+    return tuning.seconds(run, METHODS[run.method].cost)
 
 
-def main(options: Options) -> None:
-    searched = frontier.read_rows(options.search)
-    draws = frontier.Options().draws
-    sam = {w: frontier.best_setting((w, "sam", 1), draws, searched) for w in options.workloads}
-    if options.sweep != "report":
-        variants = [name for name in SWEEPS[options.sweep] if name in options.variants]
-        search(variants, sam, frontier.Options(csv=options.csv, workers=options.workers), execute)
-    for path in report(sam, options.csv):
-        rich.print(f"wrote {path}")
-
-
-def report(sam: dict[str, Setting], csv: Path) -> list[Path]:
-    done = frontier.read_rows(csv)
-    curves = {(v, w): curves_of(v, w, s, done) for v in VARIANTS for w, s in sam.items()}
-    studies = {
-        (variant, workload): radius_law_report.Study(found)
-        for (variant, workload), found in curves.items()
-        if 0 in found and 1 in found and len(found) > 2
-    }
-
-    def of_sweep(name):
-        return {
-            (VARIANTS[variant].bound, workload, share): curve
-            for (variant, workload), found in curves.items()
-            if variant in SWEEPS[name] and ("base", workload) in studies
-            for share, curve in found.items()
-        }
-
-    return radius_law_report.write(studies, of_sweep("kappa"), of_sweep("rules"), csv)
-
-
-if __name__ == "__main__":
-    frontier.run_resumable(main, Options, __doc__)
+STUDY = Study(Run, execute, tuning.group, seconds)

@@ -15,7 +15,6 @@ step, SAM two, a method that samples a share s of the steps 1 + s, and SAM with 
 each device's own (m = the device's examples) two T_g and one T_r.
 """
 
-import csv
 import dataclasses
 import math
 import os
@@ -23,7 +22,7 @@ import re
 import statistics
 import time
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -36,45 +35,8 @@ from rich.progress import track
 
 import arsam_jax
 from arsam_jax import parallel
-
-CHIPS = tuple(2**i for i in range(11))
-SHARE = 1 / 8
-GRADIENT_BYTES = 4  # float32 gradients are averaged
-OVERLAPS = {"nothing hidden": 0.0, "hidden behind the backward pass": 2 / 3}  # in units of T_g
-
-
-class System(NamedTuple):
-    """A chip and its network, from the makers' data sheets."""
-
-    peak: float  # bfloat16 FLOP/s, dense
-    bandwidth: float  # bytes/s that a chip sends in an all-reduce over all of them
-    latency: float  # seconds a hop
-    utilisation: float = 0.4
-
-
-class Training(NamedTuple):
-    """What is trained: parameters, FLOP of a gradient of one example, examples in a batch."""
-
-    parameters: float
-    flop: float
-    batch: int
-
-
-SYSTEMS = {
-    "TPU v5e": System(peak=197e12, bandwidth=100e9, latency=1e-6),  # ICI, both ways of one axis
-    "H100, InfiniBand": System(peak=989e12, bandwidth=50e9, latency=5e-6),  # 400 Gbit/s a GPU
-}
-TRAININGS = {
-    "ResNet-50, 4,096 images": Training(25.6e6, 3 * 2 * 4.1e9, 4096),
-    "ViT-L/16, 4,096 images": Training(304e6, 3 * 2 * 61.6e9, 4096),
-    "1.3 B language model, 1,024 × 2,048 tokens": Training(1.3e9, 6 * 1.3e9 * 2048, 1024),
-}
-METHODS = {  # gradients and all-reduces a step
-    "SGD": (1, 1),
-    "SAM": (2, 2),
-    "SAM of each device": (2, 1),
-    "budgeted_sam, 1/8": (1 + SHARE, 1 + SHARE),
-}
+from benchmarks.harness import table
+from benchmarks.scaling.model import SHARE, write_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +51,7 @@ class Options:
     """Examples on each device."""
     repetitions: int = 20
     """Steps that are timed."""
-    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/scaling.csv")
+    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = table.RESULTS / "scaling" / "scaling.csv"
     """Rows are appended; figure and tables are written beside it."""
 
 
@@ -106,7 +68,7 @@ def all_reduced_bytes(hlo: str) -> tuple[int, int]:
     return total(hlo.split("\nENTRY ")[1]), total(hlo)
 
 
-def measure(devices: int, options: Options) -> list[dict]:
+def measure(devices: int, options: Options) -> list[dict[str, Any]]:
     """A row for each method."""
     mesh = Mesh(jax.devices()[:devices], ("batch",))
     keys = jax.random.split(jax.random.key(0), 4)
@@ -114,46 +76,15 @@ def measure(devices: int, options: Options) -> list[dict]:
     weights = [jax.random.normal(key, shape) / options.width**0.5 for key in keys[:3]]
     x = jax.random.normal(keys[3], (devices * options.batch_size, options.width))
     x = jax.device_put(x, NamedSharding(mesh, P("batch")))
-
-    def example_loss(weights, x):
-        for w in weights:
-            x = jnp.tanh(x @ w)
-        return jnp.square(x).mean(1)
-
-    def make_step(link, axis_name=None):
-        tx = optax.chain(link, optax.sgd(0.01, momentum=0.9))
-
-        def loss(weights, x):
-            return example_loss(weights, x).mean()
-
-        grad = jax.grad(loss) if axis_name is None else parallel.grad(loss, axis_name)
-
-        def step(weights, state, x):
-            updates, state = tx.update(
-                grad(weights, x),
-                state,
-                weights,
-                grad_fn=lambda weights: grad(weights, x),
-                example_loss_fn=example_loss,
-                batch=x,
-                axis_name=axis_name,
-            )
-            return optax.apply_updates(weights, updates), state
-
-        if axis_name is not None:
-            specs = (P(), P(), P(axis_name))
-            step = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P())
-        carry = jax.device_put((weights, tx.init(weights)), NamedSharding(mesh, P()))
-        return jax.jit(step).lower(*carry, x).compile(), carry
-
     links = {
-        "SGD": make_step(arsam_jax.sharpness_aware(0, sampling=arsam_jax.sampling.never())),
-        "SAM": make_step(arsam_jax.sam(0.05)),
-        "SAM of each device": make_step(arsam_jax.m_sam(0.05, num_microbatches=1), "batch"),
-        "budgeted_sam, 1/8": make_step(arsam_jax.budgeted_sam(0.05, share=SHARE)),
+        "SGD": (arsam_jax.sharpness_aware(0, sampling=arsam_jax.sampling.never()), None),
+        "SAM": (arsam_jax.sam(0.05), None),
+        "SAM of each device": (arsam_jax.m_sam(0.05, num_microbatches=1), "batch"),
+        "budgeted_sam, 1/8": (arsam_jax.budgeted_sam(0.05, share=SHARE), None),
     }
     rows = []
-    for name, (step, carry) in links.items():
+    for name, (link, axis_name) in links.items():
+        step, carry = compile_step(link, axis_name, mesh, weights, x)
         unsampled, sampled = all_reduced_bytes(step.as_text() or "")
         seconds = []
         for _ in range(options.repetitions + 2):
@@ -162,9 +93,6 @@ def measure(devices: int, options: Options) -> list[dict]:
             seconds.append(time.perf_counter() - start)
         rows.append(
             {
-                "date": time.strftime("%Y-%m-%d"),
-                "device": jax.devices()[0].device_kind,
-                "versions": f"jax {jax.__version__}, arsam_jax {arsam_jax.__version__}",
                 "devices": devices,
                 "method": name,
                 "parameter_bytes": sum(w.nbytes for w in weights),
@@ -172,79 +100,42 @@ def measure(devices: int, options: Options) -> list[dict]:
                 "bytes_of_a_sampled_step": sampled,
                 "seconds": round(statistics.median(seconds[2:]), 6),
             }
+            | table.provenance()
         )
     return rows
 
 
-def gradient_seconds(training: Training, system: System, chips: int) -> tuple[float, float]:
-    """T_g and T_r."""
-    compute = training.flop * training.batch / chips / (system.utilisation * system.peak)
-    size = GRADIENT_BYTES * training.parameters
-    reduce = 2 * (chips - 1) / chips * size / system.bandwidth
-    return compute, reduce + 2 * math.log2(chips) * system.latency
+def compile_step(link, axis_name: str | None, mesh: Mesh, weights: list[jax.Array], x: jax.Array):
+    """A data-parallel step, compiled, and its weights and state; in `shard_map` by an axis name."""
+    tx = optax.chain(link, optax.sgd(0.01, momentum=0.9))
 
+    def example_loss(weights, x):
+        for w in weights:
+            x = jnp.tanh(x @ w)
+        return jnp.square(x).mean(1)
 
-def step_seconds(method: str, training: Training, system: System, chips: int, overlap: float):
-    """Of the mean step; ``overlap`` is how much of T_r hides, in units of T_g."""
-    compute, reduce = gradient_seconds(training, system, chips)
-    gradients, reduces = METHODS[method]
-    return gradients * compute + reduces * max(0.0, reduce - overlap * compute)
+    def loss(weights, x):
+        return example_loss(weights, x).mean()
 
+    grad = jax.grad(loss) if axis_name is None else parallel.grad(loss, axis_name)
 
-def crossover(training: Training, system: System) -> int | None:
-    """The least power of two of chips at which T_r is longer than T_g."""
-    for chips in CHIPS:
-        compute, reduce = gradient_seconds(training, system, chips)
-        if reduce > compute and chips <= training.batch:
-            return chips
-    return None
+    def step(weights, state, x):
+        updates, state = tx.update(
+            grad(weights, x),
+            state,
+            weights,
+            grad_fn=lambda weights: grad(weights, x),
+            example_loss_fn=example_loss,
+            batch=x,
+            axis_name=axis_name,
+        )
+        return optax.apply_updates(weights, updates), state
 
-
-def write_model(path: Path) -> None:
-    """The cost model as a figure and a Markdown table beside ``path``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    header = ["training", "chips are", "second all-reduce dominates from", "overlap"]
-    header += [f"{method} at 1,024" for method in METHODS if method != "SGD"]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    shape = {"nrows": len(SYSTEMS), "ncols": len(TRAININGS), "sharex": True, "sharey": True}
-    figure, axes = plt.subplots(**shape, figsize=(13, 7), layout="constrained")
-    for row, (system_name, system) in enumerate(SYSTEMS.items()):
-        for column, (name, training) in enumerate(TRAININGS.items()):
-            axis, chips = axes[row, column], [n for n in CHIPS if n <= training.batch]
-            for overlap_name, overlap in OVERLAPS.items():
-
-                def ratio(method, n, training=training, system=system, overlap=overlap):
-                    of = [step_seconds(m, training, system, n, overlap) for m in (method, "SGD")]
-                    return of[0] / of[1]
-
-                for color, method in zip(("C3", "C0", "C2"), list(METHODS)[1:], strict=True):
-                    axis.plot(
-                        chips,
-                        [ratio(method, n) for n in chips],
-                        color=color,
-                        linestyle="--" if overlap else "-",
-                        label=f"{method}, {overlap_name}",
-                    )
-                first = crossover(training, system)
-                cells = [name, system_name, f"{first} chips" if first else "never", overlap_name]
-                cells += [f"{ratio(m, CHIPS[-1]):.2f} × SGD" for m in list(METHODS)[1:]]
-                lines.append("| " + " | ".join(cells) + " |")
-            axis.set_xscale("log", base=2)
-            axis.set_title(f"{name}\n{system_name}", fontsize=9)
-            axis.grid(alpha=0.25)
-    for axis in axes[-1]:
-        axis.set_xlabel("chips, the global batch being fixed")
-    figure.supylabel("time of a step in units of SGD's")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path.with_suffix(".png"), dpi=120)
-    plt.close(figure)
-    title = "# Cost of a step up to 1,024 chips, on paper"
-    path.with_suffix(".md").write_text("\n".join([title, "", *lines, ""]))
+    if axis_name is not None:
+        specs = (P(), P(), P(axis_name))
+        step = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P())
+    carry = jax.device_put((weights, tx.init(weights)), NamedSharding(mesh, P()))
+    return jax.jit(step).lower(*carry, x).compile(), carry
 
 
 def main(options: Options) -> None:
@@ -267,13 +158,7 @@ def main(options: Options) -> None:
             f"{row['devices']:3} devices {row['method']:20} all-reduces {plain / size:.3f} × the"
             f" parameters, sampled {sampled / size:.3f} ×; {1000 * row['seconds']:.2f} ms"
         )
-    is_new = not options.csv.exists()
-    options.csv.parent.mkdir(parents=True, exist_ok=True)
-    with options.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+        table.append_row(options.csv, row)
     write_model(options.csv)
     rich.print(f"wrote {options.csv}, .png and .md")
 

@@ -13,7 +13,6 @@ SAM. The cost of the `lax.cond` is "sam by policy", which decides at each step, 
 units of "sam", which has none. "tracing" is the time until there is something to compile.
 """
 
-import csv
 import dataclasses
 import functools
 import os
@@ -31,6 +30,7 @@ import tyro
 import arsam_jax
 from arsam_jax import sampling
 from arsam_jax.convolutions import fast_convolutions
+from benchmarks.harness import table
 from benchmarks.harness.networks import NETWORKS, NUM_CLASSES
 
 COMPARISONS = (
@@ -85,7 +85,9 @@ class Options:
     """Also the peers in PyTorch, on the first three networks; `make .venv/peers` installs them."""
     cores: int = 1
     """Cores to pin this process to; 0 leaves it as it is, which suits an accelerator."""
-    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("benchmarks/step_time.csv")
+    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = (
+        table.RESULTS / "step_time" / "step_time.csv"
+    )
     """Rows are appended to this file, each as soon as it is measured."""
 
     def __post_init__(self):
@@ -114,13 +116,7 @@ def main(options: Options) -> None:
         available = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, available[-options.cores :])
     peers = import_peers() if options.peers else None
-    common = {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": jax.devices()[0].device_kind,
-        "cores": options.cores,
-        "versions": f"jax {jax.__version__}, arsam_jax {arsam_jax.__version__}",
-        "batch_size": options.batch_size,
-    }
+    common = {"cores": options.cores, "batch_size": options.batch_size} | table.provenance()
     is_cpu = jax.default_backend() == "cpu"
     for model in options.models or tuple(NETWORKS)[: 3 if is_cpu else None]:
         steps, params_bytes = make_steps(model, options.batch_size, options.scanned_steps)
@@ -139,7 +135,7 @@ def main(options: Options) -> None:
 
 def import_peers():
     try:
-        from benchmarks import torch_steps
+        from benchmarks.step_time import torch_steps
     except ModuleNotFoundError as error:
         raise SystemExit(f"--peers: {error}. `make .venv/peers` installs what it needs.") from None
     return torch_steps
@@ -153,11 +149,7 @@ def report(row: dict[str, Any], path: Path) -> None:
         f"{row['ratio']:8.3f}{quartiles:>16}{row['limit'] or '':>7}   {row['value']}",
         flush=True,
     )
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if not file.tell():
-            writer.writeheader()
-        writer.writerow(row)
+    table.append_row(path, row)
 
 
 def measure(steps: dict[str, Step], params_bytes: int, options: Options):
@@ -270,7 +262,7 @@ def make_steps(model: str, batch_size: int, scanned_steps: int) -> tuple[dict[st
         (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return grads, batch_stats, loss
 
-    def make_step(tx, prepare=lambda opt_state: opt_state):
+    def make_step(tx, prepare):
         def train_step(state):
             params, batch_stats, opt_state = state
             grads, new_batch_stats, loss = gradient(params, batch_stats)
@@ -305,38 +297,46 @@ def make_steps(model: str, batch_size: int, scanned_steps: int) -> tuple[dict[st
             state=lambda: state,
         )
 
+    steps = {
+        name: make_step(tx, just_sampled if name == "arsam reuse step" else lambda state: state)
+        for name, tx in make_optimizers().items()
+    }
+    return steps, sum(x.nbytes for x in jax.tree.leaves(variables["params"]))
+
+
+def make_optimizers() -> dict[str, optax.GradientTransformationExtraArgs]:
+    """What takes the steps, by their names."""
     learning_rate, rho = 1e-3, 0.05
     sgd = optax.sgd(learning_rate, momentum=0.9)
-    plain_sgd = optax.with_extra_args_support(sgd)
     opaque_sam = optax.contrib.sam(
         sgd, optax.chain(optax.contrib.normalize(), optax.sgd(rho)), opaque_mode=True
     )
-    sam = optax.chain(arsam_jax.sam(rho), sgd)
-    by_policy = arsam_jax.sharpness_aware(rho, sampling=sampling.budgeted(1.0))
-    budgeted_sam = arsam_jax.budgeted_sam(rho, share=1 / PERIOD)
+
+    def over_sgd(link):
+        return optax.with_extra_args_support(optax.chain(link, sgd))
 
     def arsam(samples, **kwargs):
         limits = {"initial_samples": samples, "min_samples": samples}
-        return optax.chain(arsam_jax.arsam(rho, 0.4, **limits, **kwargs), sgd)
+        return over_sgd(arsam_jax.arsam(rho, 0.4, **limits, **kwargs))
 
-    def just_sampled(opt_state):
-        return (opt_state[0]._replace(age=jnp.zeros([], jnp.int32)), *opt_state[1:])
-
-    steps = {
-        "sgd": make_step(plain_sgd),
-        "sgd again": make_step(plain_sgd),
-        "sgd and ‖g‖": make_step(optax.chain(gradient_norm(), sgd)),
-        "optax.contrib.sam": make_step(opaque_sam),
-        "sam": make_step(sam),
-        "sam by policy": make_step(optax.chain(by_policy, sgd)),
-        "budgeted_sam": make_step(optax.chain(budgeted_sam, sgd)),
-        "arsam sampled step": make_step(arsam(samples=50)),
-        "arsam reuse step": make_step(arsam(samples=0, reuse_steps=None), just_sampled),
-        "arsam plain step": make_step(arsam(samples=0)),
-        "arsam without reuse": make_step(arsam(samples=50, reuse_steps=0)),
-        "arsam reuse in bfloat16": make_step(arsam(samples=50, reuse_dtype=jnp.bfloat16)),
+    return {
+        "sgd": optax.with_extra_args_support(sgd),
+        "sgd again": optax.with_extra_args_support(sgd),
+        "sgd and ‖g‖": over_sgd(gradient_norm()),
+        "optax.contrib.sam": opaque_sam,
+        "sam": over_sgd(arsam_jax.sam(rho)),
+        "sam by policy": over_sgd(arsam_jax.sharpness_aware(rho, sampling=sampling.budgeted(1.0))),
+        "budgeted_sam": over_sgd(arsam_jax.budgeted_sam(rho, share=1 / PERIOD)),
+        "arsam sampled step": arsam(samples=50),
+        "arsam reuse step": arsam(samples=0, reuse_steps=None),
+        "arsam plain step": arsam(samples=0),
+        "arsam without reuse": arsam(samples=50, reuse_steps=0),
+        "arsam reuse in bfloat16": arsam(samples=50, reuse_dtype=jnp.bfloat16),
     }
-    return steps, sum(x.nbytes for x in jax.tree.leaves(variables["params"]))
+
+
+def just_sampled(opt_state):
+    return (opt_state[0]._replace(age=jnp.zeros([], jnp.int32)), *opt_state[1:])
 
 
 def gradient_norm():
