@@ -52,13 +52,13 @@ def main(options: Options) -> None:
     if options.sweep != "report":
         variants = [name for name in SWEEPS[options.sweep] if name in options.variants]
         study.search_all(variants, sam, study.STUDY, options)
-    for path in write(sam, options.csv):
+    done = search.read_rows(options.csv, tuning.Run)
+    for path in write(sam, done, options.csv):
         rich.print(f"wrote {path}")
 
 
-def write(sam: dict[str, Setting], csv: Path) -> list[Path]:
-    """The report of what the CSV file has."""
-    done = search.read_rows(csv, tuning.Run)
+def write(sam: dict[str, Setting], done: search.Done, csv: Path) -> list[Path]:
+    """The report of the runs that are done, beside the CSV file."""
     curves = {(v, w): study.curves_of(v, w, s, done) for v in VARIANTS for w, s in sam.items()}
     findings = {
         (variant, workload): Findings(found)

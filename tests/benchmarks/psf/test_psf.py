@@ -2,46 +2,18 @@
 
 import dataclasses
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import arsam_jax
-from benchmarks import frontier, psf
-from benchmarks.harness.workloads import (
-    MLP,
-    WORKLOADS,
-    Setting,
-    Source,
-    example_losses,
-    make_data,
-    snapshots,
-)
-
-CENTER = Setting(rho=0.1, learning_rate=0.1, weight_decay=1e-3)
-
-
-def examples():
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(300, 4)).astype(np.float32), np.arange(300, dtype=np.int32) % 10
-
-
-def forbidden(*_):
-    raise AssertionError("the test set was read, or a training was done again")
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    changes: dict[str, Any] = {"network": MLP((4,)), "num_train": 200, "num_validation": 80}
-    workload = WORKLOADS["m1d_mlp_clean"]._replace(
-        source=Source(examples, forbidden), epochs=1, setting=CENTER, **changes
-    )
-    monkeypatch.setitem(WORKLOADS, "tiny", workload)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield workload
+from benchmarks.harness import search, table, tuning
+from benchmarks.harness.training import example_losses
+from benchmarks.psf import __main__ as program
+from benchmarks.psf import report
+from benchmarks.psf import study as psf
+from tests.benchmarks.conftest import CENTER, examples, row_of
 
 
 def test_products_of_means_take_no_batch_with_itself():
@@ -52,11 +24,12 @@ def test_products_of_means_take_no_batch_with_itself():
 
 
 def test_moments_are_of_the_gradient_and_of_the_psf_at_each_radius(tiny):
-    x, labels = examples()
+    x, labels = map(jnp.asarray, examples(0, 300))
     variables = tiny.network.init(jax.random.key(0), x[:2], train=True)["params"], {}
     order = np.arange(12).reshape(3, 4)
     found = psf.moments(tiny, variables, 0.1, x, labels, order)
 
+    @jax.jit
     def grad(params, indices):
         def loss_fn(params):
             batch = x[indices], labels[indices]
@@ -120,56 +93,59 @@ def test_a_mean_that_cannot_be_told_from_none_has_no_direction():
 
 def test_errors_are_over_trainings_not_over_their_points():
     rows = [{"seed": seed, "x": seed + trend} for seed in (0, 2) for trend in (-9, 0, 9)]
-    assert psf.estimate([*rows, {"seed": 0, "x": float("nan")}], "x") == (1, pytest.approx(1))
+    assert report.estimate([*rows, {"seed": 0, "x": float("nan")}], "x") == (1, pytest.approx(1))
 
 
-def test_snapshots_are_those_of_one_training(tiny):
-    data = make_data(tiny, 3, "validation")
-
-    def after(*steps):
-        *_, last = snapshots(tiny, lambda rho, *_: arsam_jax.sam(rho), CENTER, 3, data, steps)
-        return last
-
-    jax.tree.map(np.testing.assert_array_equal, after(1, 3), after(3))
-    with pytest.raises(AssertionError):
-        jax.tree.map(np.testing.assert_array_equal, after(1), after(3))
-
-
-def test_a_training_is_measured_once(tiny, tmp_path, monkeypatch):
+def test_a_training_is_measured_once(tiny, tmp_path, monkeypatch, test_reads):
     monkeypatch.setattr(psf, "PROGRESS", (0.3,))
     monkeypatch.setattr(psf, "LAGS", (1,))
-    settings = tmp_path / "settings.csv"
-    columns = dict.fromkeys(frontier.COLUMNS, 1.0) | dict.fromkeys(frontier.WORDS, "a")
-    for run in frontier.tuning_runs(("tiny", "sam", 1), 8):
-        frontier.append_row(settings, columns | run._asdict())
-    options = psf.Options(
-        workloads=("tiny",), seeds=(1,), batches=8, csv=tmp_path / "psf.csv", settings=settings
-    )
-    psf.main(options)
-    rows = frontier.read_table(options.csv, psf.WORDS)
+    options = program.Options(workloads=("tiny",), seeds=(1,), batches=8, csv=tmp_path / "psf.csv")
+    monkeypatch.setattr(tuning, "settings_of_sam", lambda *_: {"tiny": CENTER})
+    monkeypatch.setattr(report, "LAGS", (1,))
+    monkeypatch.setattr(report, "WORKLOADS", {"tiny": tiny})
+    program.main(options)
+    rows = table.read_table(options.csv, ("workload",))
     assert [row["multiplier"] for row in rows] == [0, *psf.MULTIPLIERS]
     assert 0 < rows[1]["norm"] < rows[2]["norm"]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("settings.csv", "psf.csv", "psf.md", "psf.png")
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {"psf.csv", "psf.md", "psf.png"}
+    assert not test_reads
+
+    measured = []
+
+    def fake_measure(name, setting, seed, n, on_point):
+        measured.append(seed)
+        return [row | {"seed": seed, "norm": 9.0} for row in rows]
+
+    monkeypatch.setattr(psf, "measure", fake_measure)
+    monkeypatch.setattr(report, "plot", lambda *_: None)
     text = options.csv.read_text()
-    with monkeypatch.context() as patch:
-        patch.setattr(psf, "measure", forbidden)
-        psf.main(options)
-    assert options.csv.read_text() == text
-    psf.main(dataclasses.replace(options, seeds=(1, 2)))
+    program.main(dataclasses.replace(options, seeds=(1, 2)))
+    assert measured == [2]
     assert options.csv.read_text().startswith(text)
-    assert len(frontier.read_table(options.csv, psf.WORDS)) == 2 * len(rows)
+    # A training whose rows are not all there is measured again; what it had is not counted twice.
+    lines = options.csv.read_text().splitlines(keepends=True)
+    options.csv.write_text("".join(lines[:-2]))
+    program.main(dataclasses.replace(options, seeds=(1, 2)))
+    assert measured == [2, 2]
+    assert len(program.read_rows(options.csv)) == 2 * len(rows)
 
 
-def test_a_training_that_is_too_short_is_refused(tiny, monkeypatch):
-    monkeypatch.setattr(frontier, "best_setting", lambda *_: CENTER)
+def test_the_setting_is_that_of_the_search_for_sam(tiny, tmp_path):
+    path = tmp_path / "settings.csv"
+    runs = tuning.tuning_runs(("tiny", "sam", 1), tuning.DRAWS)
+    for run in runs:
+        table.append_row(path, row_of(run, 50 + 9 * (run[5:] == runs[4][5:])))
+    assert tuning.settings_of_sam(("tiny",), path) == {"tiny": runs[4][5:]}
+    assert len(search.read_rows(path, tuning.Run)) == len(runs)
+
+
+def test_a_training_that_is_too_short_is_refused(tiny):
     with pytest.raises(ValueError, match="tiny has 3 steps"):
-        psf.measure("tiny", 1, 8, {}, lambda: None)
+        psf.measure("tiny", CENTER, 1, 8, lambda: None)
 
 
 def test_options_are_checked():
     with pytest.raises(SystemExit):
-        psf.Options(workloads=("x",))
+        program.Options(workloads=("x",))
     with pytest.raises(SystemExit):
-        psf.Options(batches=1)
+        program.Options(batches=1)

@@ -4,14 +4,21 @@ import functools
 import math
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import frontier, radius_law, radius_law_report
-from benchmarks.radius_law import SWEEPS, VARIANTS, Options
-from benchmarks.radius_law_report import RULES, Curve
+from benchmarks.frontier.__main__ import Options as FrontierOptions
+from benchmarks.harness import search, tuning
+from benchmarks.harness.methods import METHODS
 from benchmarks.harness.workloads import WORKLOADS, Setting
-from tests.benchmarks.test_frontier import forbidden_run, row_of, tiny  # noqa: F401
+from benchmarks.radius_law import __main__ as program
+from benchmarks.radius_law import fits
+from benchmarks.radius_law import study as radius_law
+from benchmarks.radius_law.__main__ import Options
+from benchmarks.radius_law.fits import RULES, Curve
+from benchmarks.radius_law.study import SWEEPS, VARIANTS
+from tests.benchmarks.conftest import row_of
 
 SAM = Setting(rho=0.2, learning_rate=0.1, weight_decay=1e-3)
 EXPONENT = 0.8
@@ -25,8 +32,8 @@ def fake_run(run):
     return row_of(run, 80 + run.seed % 3 - 9 * away**2)
 
 
-def options(tmp_path: Path) -> frontier.Options:
-    return frontier.Options(csv=tmp_path / "radius_law.csv")
+def options(tmp_path: Path) -> Options:
+    return Options(csv=tmp_path / "radius_law.csv", workers=0)
 
 
 @pytest.mark.parametrize("variant", SWEEPS["radius"])
@@ -42,64 +49,60 @@ def test_grid_brackets_the_rules(variant):
             np.testing.assert_allclose(np.diff(np.log(tried)), math.log(radius_law.RATIO))
 
 
+def forbidden(run):
+    raise AssertionError(f"{run} was done again")
+
+
 def test_seeds_serve_nothing_else():
     for variant in VARIANTS:
         for workload in WORKLOADS:
             found = set(radius_law.seeds(variant, workload))
-            assert not found & {*frontier.TUNING_SEEDS, *frontier.Options().seeds}
+            assert not found & {*tuning.TUNING_SEEDS, *FrontierOptions().seeds}
             assert found <= set(radius_law.seeds("base", workload))
 
 
 def test_fit_of_a_known_law():
     law = {share: 1.3 * share**-0.6 for share in (1 / 2, 1 / 4, 1 / 8, 1 / 20)}
-    assert radius_law_report.exponent(law, 1.3) == pytest.approx((0.6, 0))
-    assert radius_law_report.exponent(law, None) == pytest.approx((0.6, 0))
-    assert radius_law_report.exponent(law, 1).mean > 0.65
+    assert fits.exponent(law, 1.3) == pytest.approx((0.6, 0))
+    assert fits.exponent(law, None) == pytest.approx((0.6, 0))
+    assert fits.exponent(law, 1).mean > 0.65
 
 
 def test_error_of_the_fit_is_that_of_repeated_experiments():
     rng = np.random.default_rng(0)
     shares = [1 / 2, 1 / 4, 1 / 8, 1 / 20]
     for origin in (1, None):
-        fits = [
-            radius_law_report.exponent(
-                {s: s**-0.6 * math.exp(0.2 * rng.normal()) for s in shares}, origin
-            )
+        found = [
+            fits.exponent({s: s**-0.6 * math.exp(0.2 * rng.normal()) for s in shares}, origin)
             for _ in range(2000)
         ]
-        variance = np.mean([fit.error**2 for fit in fits])
-        assert math.sqrt(variance) == pytest.approx(np.std([fit.mean for fit in fits]), rel=0.1)
+        variance = np.mean([fit.error**2 for fit in found])
+        assert math.sqrt(variance) == pytest.approx(np.std([fit.mean for fit in found]), rel=0.1)
 
 
 def test_a_collapse_does_not_move_the_best():
     tried = radius_law.RATIO ** np.arange(5)
     accuracy = 80 - 9 * (np.log(tried / 2.2)) ** 2
-    assert radius_law_report.best(Curve(tried, accuracy[None]), 70) == pytest.approx(2.2, rel=0.15)
+    assert fits.best(Curve(tried, accuracy[None]), 70) == pytest.approx(2.2, rel=0.15)
     for depth in (10, 60):
         accuracy[-1] = depth
-        found = radius_law_report.best(Curve(tried, accuracy[None]), 70)
+        found = fits.best(Curve(tried, accuracy[None]), 70)
         assert found == pytest.approx(2.2, rel=0.15)
     rising = Curve(tried, tried[None])
-    assert radius_law_report.best(rising, 0) == pytest.approx(tried[-1])
+    assert fits.best(rising, 0) == pytest.approx(tried[-1])
 
 
 def test_the_exponent_is_found_again(tmp_path):
-    sam = dict.fromkeys(WORKLOADS, SAM)
+    sam = dict.fromkeys(("m1d_cnn_noisy", "fmnist_cnn_clean"), SAM)
     runs = [
         run
         for variant in VARIANTS
         for workload in sam
         for run in radius_law.runs_of(variant, workload, SAM)
     ]
-    for run in runs:
-        assert radius_law.Run(*run) == run
-    path = options(tmp_path).csv
-    lines = [fake_run(run) for run in runs]
-    _write(path, lines)
-    done = frontier.read_rows(path)
-    assert set(done) == set(runs)
+    done = {run: fake_run(run) for run in runs}
     curves = radius_law.curves_of("base", "m1d_cnn_noisy", SAM, done)
-    study = radius_law_report.Study(curves)
+    study = fits.Findings(curves)
     assert study.exponents()["free"].mean == pytest.approx(EXPONENT, abs=0.05)
     rules = [RULES[name] for name in ("s^0", "s^(−1/2)", "s^(−2/3)")]
     regrets = [study.regret(1 / 8, rule, False).mean for rule in (*rules, lambda s: s**-EXPONENT)]
@@ -107,7 +110,7 @@ def test_the_exponent_is_found_again(tmp_path):
     assert regrets[2] == pytest.approx(
         100 * 9 * ((EXPONENT - 2 / 3) * math.log(8)) ** 2 / 11, abs=4
     )
-    written = radius_law.report(sam, path)
+    written = program.write(sam, done, tmp_path / "radius_law.csv")
     assert [p.name for p in written] == ["radius_law.png", "radius_law.md"]
     text = written[1].read_text()
     assert "| 0.4 |" in text
@@ -124,26 +127,26 @@ def test_a_best_beyond_the_grid_is_gone_after(tmp_path, monkeypatch, best_of_sam
     """One best radius at all shares: exponent 0, which no grid that follows s^(−1/2) has."""
     done = {}
 
-    def run_all(runs, options, run_one):
+    def run_all(runs, study, options):
         del options
-        done.update({run: run_one(run) for run in runs if run not in done})
+        done.update({run: study.execute(run) for run in runs if run not in done})
         return done
 
-    monkeypatch.setattr(frontier, "run_all", run_all)
+    monkeypatch.setattr(search, "run_all", run_all)
     sam = {"m1d_cnn_noisy": SAM}
-    run_one = functools.partial(one_best, best_of_sam)
-    radius_law.search(["lr/3"], sam, options(tmp_path), run_one)
-    study = radius_law_report.Study(radius_law.curves_of("lr/3", "m1d_cnn_noisy", SAM, done))
-    for top in study.bests.values():
+    study = radius_law.STUDY._replace(execute=functools.partial(one_best, best_of_sam))
+    radius_law.search_all(["lr/3"], sam, study, options(tmp_path))
+    findings = fits.Findings(radius_law.curves_of("lr/3", "m1d_cnn_noisy", SAM, done))
+    for top in findings.bests.values():
         assert math.exp(top.mean) == pytest.approx(best_of_sam, rel=0.1)
-    assert study.exponents()["from the best ρ"].mean == pytest.approx(0, abs=0.05)
-    radius_law.search(["lr/3"], sam, options(tmp_path), forbidden_run)
+    assert findings.exponents()["from the best ρ"].mean == pytest.approx(0, abs=0.05)
+    radius_law.search_all(["lr/3"], sam, study._replace(execute=forbidden), options(tmp_path))
 
 
 def test_the_best_is_never_far_from_the_best_point():
     tried = radius_law.RATIO ** np.arange(5)
     accuracy = np.array([[77.0, 80.0, 70.0, 70.0, 70.0]])
-    found = radius_law_report.best(Curve(tried, accuracy), 50)
+    found = fits.best(Curve(tried, accuracy), 50)
     assert abs(math.log(found / tried[1])) <= math.log(radius_law.RATIO) / 2 + 1e-9
 
 
@@ -156,54 +159,66 @@ def test_what_all_shares_take_from_the_best_of_sam_is_in_the_error():
 
     curves = {s: curve([s**-0.6] * 4) for s in (1 / 2, 1 / 4, 1 / 8, 1 / 20)}
     curves[0] = Curve(np.array([1.0]), np.full((4, 1), 70.0))
-    steady = radius_law_report.Study(curves | {1: curve([1.0] * 4)}).exponents()
-    noisy = radius_law_report.Study(curves | {1: curve([0.5, 0.8, 1.25, 2.0])}).exponents()
+    steady = fits.Findings(curves | {1: curve([1.0] * 4)}).exponents()
+    noisy = fits.Findings(curves | {1: curve([0.5, 0.8, 1.25, 2.0])}).exponents()
     assert steady["from the best ρ"].error < 0.02
     assert noisy["from the best ρ"].error > 0.08
     assert noisy["from ρ"] == pytest.approx(steady["from ρ"])
 
 
-def _write(path, rows):
-    """`frontier.append_row` syncs each line to disk: too slow for so many."""
-    frontier.append_row(path, rows[0])
-    with path.open("a") as file:
-        for row in rows[1:]:
-            values = (row[column] for column in frontier.COLUMNS)
-            file.write(
-                ",".join(f'"{v}"' if isinstance(v, str) else f"{v:.7g}" for v in values) + "\n"
-            )
-
-
 def test_an_interrupted_run_is_resumed_and_reported(tmp_path):
     runs = radius_law.runs_of("lr/3", "m1d_cnn_noisy", SAM)
     part = runs[: len(runs) // 3]
-    assert set(frontier.run_all(part, options(tmp_path), fake_run)) == set(part)
-    assert radius_law.report({"m1d_cnn_noisy": SAM}, options(tmp_path).csv) == []
-    done = frontier.run_all(runs, options(tmp_path), fake_run)
-    assert set(done) == set(runs)
-    frontier.run_all(runs, options(tmp_path), forbidden_run)
-    assert radius_law.report({"m1d_cnn_noisy": SAM}, options(tmp_path).csv)
+    fake = radius_law.STUDY._replace(execute=fake_run)
+    done = search.run_all(part, fake, options(tmp_path))
+    assert set(done) == set(part)
+    csv = options(tmp_path).csv
+    assert program.write({"m1d_cnn_noisy": SAM}, done, csv) == []
+    assert set(search.run_all(runs, fake, options(tmp_path))) == set(runs)
+    done = search.run_all(runs, fake._replace(execute=forbidden), options(tmp_path))
+    assert program.write({"m1d_cnn_noisy": SAM}, done, csv)
 
 
-def test_variants_train_at_the_radius_on_validation_examples(tiny, monkeypatch):  # noqa: F811
-    _, reads = tiny
-    for name in ("batch 256", "kappa 0.4"):
-        monkeypatch.setitem(VARIANTS, name, VARIANTS[name]._replace(batch_size=20))
-    setting = SAM._replace(learning_rate=1e-3)
+def test_variants_train_at_the_radius_on_validation_examples(monkeypatch):
+    calls = []
+    monkeypatch.setattr(tuning, "train_row", lambda *args, **kwargs: calls.append((args, kwargs)))
+    for variant, share in (
+        ("base", 1),
+        ("base", 1 / 4),
+        ("batch 256", 1 / 4),
+        ("kappa 0.4", 1 / 4),
+    ):
+        radius_law.execute(radius_law.make_run(variant, "m1d_mlp_clean", share, 2.0, 200, SAM))
+    workload = WORKLOADS["m1d_mlp_clean"]
+    assert all(kwargs == {"held_out": "validation"} for _, kwargs in calls)
+    assert all(run.rho == 2 * SAM.rho for (run, *_), _ in calls)
+    assert [args[1].batch_size for args, _ in calls] == [64, 64, 256, 64]
+    assert all(args[1]._replace(batch_size=64) == workload for args, _ in calls)
+    sam, base, batch, kappa = (args[2] for args, _ in calls)
+    assert sam is METHODS["sam"].make
+    assert base is batch is radius_law.at_radius(0.1)  # one program for both, if of one batch size
+    assert kappa is radius_law.at_radius(0.4)
 
-    def train(variant, share):
-        return radius_law.execute(radius_law.make_run(variant, "tiny", share, 2.0, 200, setting))
 
-    base, batch, kappa = (train(name, 1 / 4) for name in ("base", "batch 256", "kappa 0.4"))
-    assert not reads
-    assert base["steps"] == 3
-    assert batch["steps"] == kappa["steps"] == 10
-    assert batch["train_loss"] != kappa["train_loss"]
-    sam = frontier.execute(frontier.Run("tune", "tiny", "sam", 1, 200, 0.4, 1e-3, 1e-3))
-    assert sam["train_loss"] == train("base", 1)["train_loss"]
+@pytest.mark.parametrize("bound", [0.1, 0.4])
+def test_the_gradient_is_taken_at_the_radius_and_reuse_is_bounded(bound):
+    link = radius_law.at_radius(bound)(0.3, 1 / 4, 100, 0)
+    params = jnp.zeros(2)
+    grad = jnp.array([3.0, 4.0])
+
+    def grad_fn(point):
+        return grad + 1e3 * point
+
+    state = link.init(params)
+    norms = []
+    for _ in range(4):
+        updates, state = link.update(grad, state, params, grad_fn=grad_fn)
+        norms.append(float(jnp.linalg.norm(updates - grad)))
+    assert norms[1] == pytest.approx(1e3 * 0.3, rel=1e-5)
+    assert norms[2] == norms[3] == pytest.approx(5 * bound, rel=1e-5)
 
 
 def test_options_are_checked():
-    for changes in ({"variants": ("x",)}, {"workloads": ("x",)}, {"workers": 0}):
+    for changes in ({"variants": ("x",)}, {"workloads": ("x",)}, {"workers": -1}):
         with pytest.raises(SystemExit):
             Options(**changes)

@@ -5,7 +5,8 @@ import math
 import jax
 import pytest
 
-from benchmarks import scaling
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import model
 
 
 def test_bytes_are_read_off_a_program_apart_for_its_branches():
@@ -30,7 +31,7 @@ def test_measured_bytes_are_one_or_two_gradients(tmp_path):
         "SAM of each device": (1, 1),
         "budgeted_sam, 1/8": (1, 2),
     }
-    assert set(rows) == set(scaling.METHODS)
+    assert set(rows) == set(model.METHODS)
     for name, (plain, sampled) in expected.items():
         size = rows[name]["parameter_bytes"]
         assert size == 3 * 16 * 16 * 4
@@ -39,29 +40,29 @@ def test_measured_bytes_are_one_or_two_gradients(tmp_path):
 
 
 def test_model():
-    training = scaling.Training(parameters=1e6, flop=1e9, batch=64)
-    system = scaling.System(peak=1e12, bandwidth=1e9, latency=1e-6, utilisation=0.5)
-    compute, reduce = scaling.gradient_seconds(training, system, 4)
+    training = model.Training(parameters=1e6, flop=1e9, batch=64)
+    system = model.System(peak=1e12, bandwidth=1e9, latency=1e-6, utilisation=0.5)
+    compute, reduce = model.gradient_seconds(training, system, 4)
     assert compute == pytest.approx(1e9 * 16 / 0.5e12)
     assert reduce == pytest.approx(1.5 * 4e6 / 1e9 + 4e-6)
-    assert scaling.gradient_seconds(training, system, 1)[1] == 0
-    one = scaling.step_seconds("SGD", training, system, 4, overlap=0)
+    assert model.gradient_seconds(training, system, 1)[1] == 0
+    one = model.step_seconds("SGD", training, system, 4, overlap=0)
     assert one == pytest.approx(compute + reduce)
-    assert scaling.step_seconds("SAM", training, system, 4, 0) == pytest.approx(2 * one)
-    own = scaling.step_seconds("SAM of each device", training, system, 4, 0)
+    assert model.step_seconds("SAM", training, system, 4, 0) == pytest.approx(2 * one)
+    own = model.step_seconds("SAM of each device", training, system, 4, 0)
     assert own == pytest.approx(one + compute)
-    budgeted = scaling.step_seconds("budgeted_sam, 1/8", training, system, 4, 0)
+    budgeted = model.step_seconds("budgeted_sam, 1/8", training, system, 4, 0)
     assert budgeted == pytest.approx(1.125 * one)
-    assert scaling.step_seconds("SGD", training, system, 4, overlap=math.inf) == compute
-    first = scaling.crossover(training, system)
+    assert model.step_seconds("SGD", training, system, 4, overlap=math.inf) == compute
+    first = model.crossover(training, system)
     assert first is not None
-    later, before = (scaling.gradient_seconds(training, system, n) for n in (first, first // 2))
+    later, before = (model.gradient_seconds(training, system, n) for n in (first, first // 2))
     assert later[1] > later[0]
     assert before[1] <= before[0]
 
 
 def test_figure_and_table(tmp_path):
-    scaling.write_model(tmp_path / "scaling.csv")
+    model.write_model(tmp_path / "scaling.csv")
     assert (tmp_path / "scaling.png").exists()
     lines = (tmp_path / "scaling.md").read_text().splitlines()
-    assert len(lines) == 4 + 2 * len(scaling.SYSTEMS) * len(scaling.TRAININGS)
+    assert len(lines) == 4 + 2 * len(model.SYSTEMS) * len(model.TRAININGS)
