@@ -119,7 +119,8 @@ def test_their_looksam_decomposes_per_tensor_and_ours_does_not():
 
 @pytest.mark.parametrize("model", ["mlp", "cnn", "transformer"])
 def test_the_twins_that_the_benchmark_times(model):
-    from benchmarks import networks, torch_steps
+    from benchmarks.harness import networks
+    from benchmarks.step_time import torch_steps
 
     module, image = networks.NETWORKS[model]
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *image)))

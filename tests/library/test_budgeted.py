@@ -11,7 +11,7 @@ import pytest
 
 import arsam_jax
 from arsam_jax import correction, sampling, sharpness_aware
-from benchmarks import signals
+from benchmarks.frontier import signals
 from tests.problem import train
 
 SIGNALS = ("none", "random", "gradient_norm", "ratio")

@@ -3,10 +3,10 @@
 python -m examples.classification --config fashion_mnist_noise --label-noise 0.6 --name noise60
 
 Two minutes a rate on two cores. Learning rate, weight decay and ρ are SAM's best, α and the segment
-length ARSAM's best at these, of benchmarks/label_noise.py: 7 and then 6 settings at 40 % noise,
-seeds 100 and 101, accuracy on 12,000 images held out with clean labels (benchmarks/label_noise.md
-has all). The methods share all settings. SGD alone does best there, of the same 7, at
---learning-rate 0.0079 --weight-decay 0.0019.
+length ARSAM's best at these, of benchmarks/label_noise: 7 and then 6 settings at 40 % noise,
+seeds 100 and 101, accuracy on 12,000 images held out with clean labels
+(benchmarks/results/label_noise has all). The methods share all settings. SGD
+alone does best there, of the same 7, at --learning-rate 0.0079 --weight-decay 0.0019.
 """
 
 from examples.classification.config import Config

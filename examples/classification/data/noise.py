@@ -52,7 +52,7 @@ def training_labels(dataset: Dataset, noise: str | Path, rate: float, seed: int)
     """
     labels, num_classes = dataset.train_labels, dataset.num_classes
     if noise == "symmetric":
-        return add_symmetric_noise(labels, rate, num_classes, seed)
+        return add_symmetric_noise(labels, rate, num_classes, _rng(seed))
     if noise == "asymmetric":
         is_flipped = _rng(seed).random(len(labels)) < rate
         return np.where(is_flipped, mistaken_for(dataset.name, num_classes)[labels], labels)
@@ -67,13 +67,14 @@ def training_labels(dataset: Dataset, noise: str | Path, rate: float, seed: int)
     return _given_labels(path, dataset)
 
 
-def add_symmetric_noise(labels: np.ndarray, rate: float, num_classes: int, seed: int) -> np.ndarray:
+def add_symmetric_noise(
+    labels: np.ndarray, rate: float, num_classes: int, rng: np.random.Generator
+) -> np.ndarray:
     """Replaces each label, with probability ``rate``, by another class drawn uniformly.
 
     The true class is not drawn, so ``rate`` is the share of wrong labels: the "symmetry flipping"
     of Co-teaching (arXiv 1804.06872) and O2U-Net (ICCV 2019), which the ARSAM paper follows.
     """
-    rng = _rng(seed)
     is_flipped = rng.random(len(labels)) < rate
     offsets = rng.integers(1, num_classes, len(labels))
     return np.where(is_flipped, (labels + offsets) % num_classes, labels).astype(labels.dtype)

@@ -1,0 +1,1 @@
+"""What several studies share. Nothing here knows a study."""

@@ -1,0 +1,116 @@
+"""What the studies compare: every method of the library that spends gradients, at a price."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import arsam_jax
+from arsam_jax import correction, sampling
+from benchmarks.harness.training import MakeLink
+
+SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
+ALPHAS = (0.1, 0.2, 0.4, 0.8)  # ARSAM cannot be told a share
+
+
+class Method(NamedTuple):
+    """How a method is made and what it costs.
+
+    Attributes:
+      make: `(rho, share, total_steps, seed) -> link`.
+      shares: the values of its price knob that are tried: the share of sampled steps where a
+        method can be told one.
+      cost: `(sampled, share) -> gradients a step`, from the share of steps that were sampled.
+      is_between: whether it differs from two others in what it does to ρ alone, and lies between
+        them, so that the search of these covers it.
+      has_own_radius: whether its ρ is in other units than SAM's, which it cannot take over.
+    """
+
+    make: MakeLink
+    shares: tuple[float, ...] = SHARES
+    cost: Callable[[float, float], float] = lambda sampled, share: 1 + sampled
+    is_between: bool = False
+    has_own_radius: bool = False
+
+
+def every_k(exponent: float) -> MakeLink:
+    """SAM every 1/share steps, at the radius ρ share^exponent."""
+    return lambda rho, share, steps, seed: arsam_jax.sam_every_k(
+        rho * share**exponent, round(1 / share)
+    )
+
+
+def gated(rho, share, steps, seed):
+    """AE-SAM with both ends of its threshold moved so that normal ‖g‖² give the share."""
+    del seed
+    shift = -((4 / 3) ** 0.5) * statistics.NormalDist().inv_cdf(share)
+    return arsam_jax.ae_sam(rho, steps, lambda_1=shift - 1, lambda_2=shift + 1)
+
+
+def random_with_reuse(rho, share, steps, seed):
+    del steps
+    return arsam_jax.sharpness_aware(
+        rho, sampling=sampling.bernoulli(share, seed), correction=correction.reuse_psf(2)
+    )
+
+
+def every_step(
+    make: Callable[[Any], Any], gradients: float = 2, has_own_radius: bool = False
+) -> Method:
+    """A method that pays on every step, ``make(rho)``; all else is as published or by default."""
+    return Method(
+        lambda rho, share, steps, seed: make(rho),
+        shares=(1,),
+        cost=lambda sampled, share: gradients,
+        has_own_radius=has_own_radius,
+    )
+
+
+def arsam(**kwargs) -> MakeLink:
+    return lambda rho, alpha, steps, seed: arsam_jax.arsam(rho, alpha, seed=seed, **kwargs)
+
+
+METHODS = {
+    "sgd": Method(
+        lambda rho, share, steps, seed: arsam_jax.sharpness_aware(0, sampling=sampling.never()),
+        shares=(0,),
+    ),
+    "sam": Method(lambda rho, share, steps, seed: arsam_jax.sam(rho), shares=(1,)),
+    "sam_every_k": Method(every_k(0)),
+    "sam_every_k_rho_sqrt": Method(every_k(-1 / 2), is_between=True),
+    "sam_every_k_wide": Method(every_k(-2 / 3)),
+    "looksam": Method(
+        lambda rho, share, steps, seed: arsam_jax.looksam(rho, round(1 / share), 0.7)
+    ),
+    "ae_sam": Method(gated),
+    "esam": Method(
+        lambda rho, share, steps, seed: arsam_jax.esam(rho, gamma=share, seed=seed),
+        cost=lambda sampled, share: 1 + sampled * (share + 2 / 3),  # two forward passes
+    ),
+    "momentum_sam": Method(
+        lambda rho, share, steps, seed: arsam_jax.momentum_sam(rho),
+        shares=(0,),
+        cost=lambda sampled, share: 1,
+    ),
+    "arsam": Method(arsam(), ALPHAS),
+    "arsam_a": Method(arsam(reuse_steps=0), ALPHAS),
+    "arsam_segments_of_8": Method(arsam(segment_length=8), ALPHAS),  # at least 1 step in 8
+    "random_reuse": Method(random_with_reuse),
+    "final_phase_sam": Method(
+        lambda rho, share, steps, seed: arsam_jax.final_phase_sam(rho, steps, share)
+    ),
+    "budgeted_sam": Method(
+        lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share)
+    ),
+    "budgeted_sam_rising": Method(
+        lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share, total_steps=steps)
+    ),
+    "asam": every_step(lambda rho: arsam_jax.asam(10 * rho), has_own_radius=True),
+    "usam": every_step(arsam_jax.usam, has_own_radius=True),
+    "friendly_sam": every_step(arsam_jax.friendly_sam),
+    "gradient_norm_penalty": every_step(lambda rho: arsam_jax.gradient_norm_penalty(rho, 0.7)),
+    "gsam": every_step(lambda rho: arsam_jax.gsam(rho, 0.2)),
+    "m_sam": every_step(lambda rho: arsam_jax.m_sam(rho, 2)),
+    "sparse_sam": every_step(arsam_jax.sparse_sam),  # and a Fisher mask every 1,000 steps
+    "rw_sam": every_step(lambda rho: arsam_jax.rw_sam(rho, delta=0.01), gradients=2 + 1 / 3),
+    "multi_step_sam": every_step(lambda rho: arsam_jax.multi_step_sam(rho, 2), gradients=3),
+}

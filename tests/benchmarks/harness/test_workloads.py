@@ -1,0 +1,89 @@
+"""What a training sees, and that it follows from its seed."""
+
+import jax
+import numpy as np
+import pytest
+
+import arsam_jax
+from benchmarks.harness import tuning
+from benchmarks.harness.methods import METHODS
+from benchmarks.harness.training import snapshots
+from benchmarks.harness.tuning import Run
+from benchmarks.harness.workloads import make_data
+from tests.benchmarks.conftest import CENTER, row_of
+
+
+def test_validation_is_held_out_and_clean(tiny, test_reads):
+    data = make_data(tiny, 100, "validation")
+    assert not test_reads
+    assert len(data.x) == 200
+    assert len(data.held_out_x) == 80
+    kept, held_out = set(data.x[:, 0]), set(data.held_out_x[:, 0])
+    assert not kept & held_out
+    assert kept | held_out <= set(range(300))
+    np.testing.assert_array_equal(data.held_out_labels, data.held_out_x[:, 0] % 10)
+
+
+def test_test_set_is_used_whole_and_noise_is_symmetric(tiny, test_reads):
+    data = make_data(tiny._replace(num_train=300), 0, "test")
+    assert len(test_reads) == 1
+    np.testing.assert_array_equal(data.held_out_x[:, 0], np.arange(1000, 1050))
+    shift = (data.labels - data.x[:, 0].astype(int)) % 10
+    assert 0.3 < (shift != 0).mean() < 0.5
+    assert set(shift) == set(range(10))
+
+
+def test_data_follow_from_the_seed(tiny):
+    first, again, other = (make_data(tiny, seed, "test") for seed in (0, 0, 1))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (first.x[:, 0] != other.x[:, 0]).any()
+
+
+def train(run, workload, held_out):
+    method = METHODS[run.method]
+    return tuning.train_row(run, workload, method.make, method.cost, held_out)
+
+
+def test_tuning_never_reads_the_test_set_and_runs_are_reproducible(tiny, test_reads):
+    run = Run("tune", "tiny", "sam", 1, 100, *CENTER)
+    row = train(run, tiny, "validation")
+    assert not test_reads
+    assert set(row) == set(row_of(run))
+    assert row["gradients_per_step"] == 2
+    assert row["steps"] == 3
+    again = train(run, tiny, "validation")
+    assert (row["accuracy"], row["train_loss"]) == (again["accuracy"], again["train_loss"])
+    reported = train(run._replace(stage="transfer", seed=0), tiny, "test")
+    assert test_reads
+    assert reported["top_hessian_eigenvalue"] > 0
+
+
+def test_sgd_is_the_base_optimizer_at_its_price(tiny):
+    rows = [
+        train(Run("tune", "tiny", "sgd", 0, 100, *CENTER._replace(rho=rho)), tiny, "validation")
+        for rho in (0.0, 9.0)
+    ]
+    assert rows[0]["gradients_per_step"] == 1
+    assert rows[0]["train_loss"] == rows[1]["train_loss"]
+
+
+def test_snapshots_are_those_of_one_training(tiny):
+    data = make_data(tiny, 3, "validation")
+
+    def at(*steps):
+        return snapshots(tiny, lambda rho, *_: arsam_jax.sam(rho), CENTER, 3, data, steps)
+
+    first, second = at(1, 2)
+    (alone,) = at(2)
+    jax.tree.map(np.testing.assert_array_equal, second, alone)
+    with pytest.raises(AssertionError):
+        jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_every_method_can_be_made_at_every_share():
+    for method in METHODS.values():
+        for share in method.shares:
+            link = method.make(0.1, share, 100, 0)
+            link.init({"w": np.zeros(3, np.float32)})
+            assert 1 <= method.cost(share, share) <= 3
