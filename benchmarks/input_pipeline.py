@@ -28,11 +28,11 @@ from PIL import Image
 from rich.progress import track
 
 from benchmarks.frontier import append_row
-from examples.classification import config
-from examples.classification.data import pipeline
-from examples.classification.data import sets as data
-from examples.classification.data.images import Images
+from examples.classification.config import Config
+from examples.classification.data import datasets
+from examples.classification.data.images import Dataset, Images
 from examples.classification.trainer import Trainer
+from examples.common import pipeline
 
 PACKAGES = ("jax", "numpy", "pillow", "grain", "array_record", "tensorflow-datasets")
 CLASSES = 200  # of Tiny ImageNet
@@ -106,9 +106,9 @@ def images_per_second(images: Images, num_workers: int, options: Options) -> flo
     return count / elapsed
 
 
-def training_speed(dataset: data.Dataset, num_workers: int, options: Options) -> float:
+def training_speed(dataset: Dataset, num_workers: int, options: Options) -> float:
     """Training steps a second on these images, in units of those on one batch again and again."""
-    settings = config.Config(
+    settings = Config(
         method=("sgd",), width=options.width, batch_size=options.batch_size, epochs=10**4
     )
     trainer = Trainer(settings, dataset)
@@ -137,15 +137,15 @@ def training_speed(dataset: data.Dataset, num_workers: int, options: Options) ->
 def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sources: dict[tuple[str, int], data.Dataset] = {}
+        sources: dict[tuple[str, int], Dataset] = {}
         for size in options.sizes:
             write_jpegs(folder / str(size), size, options.images)
-            files = data.load("image_folder", data_files=folder / str(size), in_memory=False)
+            files = datasets.load("image_folder", data_files=folder / str(size), in_memory=False)
             in_memory = files._replace(train_images=files.train_images[:])
             sources["arrays in memory", size] = in_memory
             sources["JPEG files", size] = files
         write_tiny_imagenet(folder / "tiny.zip", options.images)
-        sources["array_record of JPEGs", 64] = data.load(
+        sources["array_record of JPEGs", 64] = datasets.load(
             "tiny_imagenet", data_dir=folder, data_files=folder / "tiny.zip", in_memory=False
         )
         machine = {

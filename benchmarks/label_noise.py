@@ -34,10 +34,11 @@ from rich.table import Table
 import arsam_jax
 from benchmarks.frontier import append_row, halton, read_table, run_resumable, start_worker
 from benchmarks.frontier_report import Estimate, markdown_table
-from examples.classification import config as settings
-from examples.classification import loop
+from examples.classification import loop, settings
+from examples.classification.config import Config
 from examples.classification.configs import digits_noise, fashion_mnist_noise
-from examples.classification.data import sets as data
+from examples.classification.data import datasets
+from examples.classification.data.images import Dataset
 from examples.classification.trainer import Trainer
 
 CONFIGS = {"digits": digits_noise.config, "fashion_mnist": fashion_mnist_noise.config}
@@ -47,7 +48,7 @@ TUNING_NOISE, CONTROL_NOISE = 0.4, 0.8
 VALIDATION = 0.2
 LEARNING_RATES, WEIGHT_DECAYS, RHOS = (0.005, 0.2), (3e-4, 2e-2), (0.1, 0.8)
 ALPHAS, SEGMENT_LENGTHS = (0.2, 0.4, 0.8), (4, 10)
-PUBLISHED = "cifar10_resnet18_noise{}_{}"  # the config files that hold table 5
+PUBLISHED = "table5/cifar10_resnet18_noise{}_{}"
 
 
 class Variant(NamedTuple):
@@ -250,7 +251,7 @@ def reporting_runs(options: Options, dataset: str, name: str, done: Rows) -> lis
     return [make_run(*where, rate, seed) for rate in rates for seed in options.seeds]
 
 
-def to_config(run: Run) -> settings.Config:
+def to_config(run: Run) -> Config:
     """The settings of the program for a run, which evaluates once, at the end."""
     config = dataclasses.replace(
         CONFIGS[run.dataset],
@@ -272,9 +273,9 @@ def to_config(run: Run) -> settings.Config:
 
 
 @functools.cache
-def load(dataset: str, validation: float, train_examples: int, image_size: int) -> data.Dataset:
+def load(dataset: str, validation: float, train_examples: int, image_size: int) -> Dataset:
     sizes: dict[str, Any] = {"train_examples": train_examples, "image_size": image_size}
-    return data.load(dataset, validation=validation, **sizes)
+    return datasets.load(dataset, validation=validation, **sizes)
 
 
 def train(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import label_noise
 from benchmarks.label_noise import CONFIGS, TUNING_SEEDS, VARIANTS, Options, Setting, Variant
-from examples.classification import config as settings
+from examples.classification import settings
 
 BEST = Setting(0.0, 0.05, 0.0079)
 COMMITTED = Path(label_noise.__file__).with_name("label_noise.csv")
