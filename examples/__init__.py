@@ -1,1 +1,1 @@
-"""Runnable examples: ``python -m examples.classification`` compares methods."""
+"""Runnable examples: README.md says which to copy; ``common`` is what they share."""

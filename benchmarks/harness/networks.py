@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from examples.classification import networks as models
+from examples.common import networks as models
 
 NUM_CLASSES = 10
 

@@ -81,15 +81,14 @@ def _mnist1d_part(suffix: str) -> Arrays:
 
 @functools.cache
 def _fashion_mnist_part(name: str) -> Arrays:
-    from examples.classification.data.builders import FASHION_MNIST_FOLDER, read_idx
+    from examples.common.image_sets import fashion_mnist
 
-    images = read_idx(FASHION_MNIST_FOLDER / f"{name}-images-idx3-ubyte.gz")[..., None]
-    labels = read_idx(FASHION_MNIST_FOLDER / f"{name}-labels-idx1-ubyte.gz")
+    images, labels = fashion_mnist(name)
     return (images / np.float32(255) - 0.286) / 0.353, labels.astype(np.int32)
 
 
 MNIST_1D = Source(lambda: _mnist1d_part(""), lambda: _mnist1d_part("_test"))
-FASHION = Source(lambda: _fashion_mnist_part("train"), lambda: _fashion_mnist_part("t10k"))
+FASHION = Source(lambda: _fashion_mnist_part("train"), lambda: _fashion_mnist_part("test"))
 
 WORKLOADS = {
     "m1d_cnn_noisy": Workload(
@@ -153,7 +152,7 @@ def make_data(workload: Workload, seed: int, held_out: Literal["validation", "te
     ``num_validation`` examples and trains on the first ``num_train`` of the others (fewer, where
     that is all there is); "test" trains on the first ``num_train`` and holds out the test set.
     """
-    from examples.classification.data.noise import add_symmetric_noise
+    from examples.common.image_sets import add_symmetric_noise
 
     rng = np.random.default_rng([seed, 1])
     x, labels = workload.source.train()

@@ -22,11 +22,11 @@ from rich.progress import track
 
 from benchmarks.harness import table
 from benchmarks.harness.statistics import markdown_table
-from examples.classification import config
-from examples.classification.data import pipeline
-from examples.classification.data import sets as data
-from examples.classification.data.images import Images
+from examples.classification.config import Config
+from examples.classification.data import datasets
+from examples.classification.data.images import Dataset, Images
 from examples.classification.trainer import Trainer
+from examples.common import pipeline
 
 PACKAGES = ("jax", "numpy", "pillow", "grain", "array_record", "tensorflow-datasets")
 CLASSES = 200  # of Tiny ImageNet
@@ -102,9 +102,9 @@ def images_per_second(images: Images, num_workers: int, options: Options) -> flo
     return count / elapsed
 
 
-def training_speed(dataset: data.Dataset, num_workers: int, options: Options) -> float:
+def training_speed(dataset: Dataset, num_workers: int, options: Options) -> float:
     """Training steps a second on these images, in units of those on one batch again and again."""
-    settings = config.Config(
+    settings = Config(
         method=("sgd",), width=options.width, batch_size=options.batch_size, epochs=10**4
     )
     trainer = Trainer(settings, dataset)
@@ -145,24 +145,24 @@ def main(options: Options) -> None:
     write(rows, options.csv)
 
 
-def make_sources(folder: Path, options: Options) -> dict[tuple[str, int], data.Dataset]:
+def make_sources(folder: Path, options: Options) -> dict[tuple[str, int], Dataset]:
     """The data sets by where images come from and their pixels a side, with files in `folder`."""
-    sources: dict[tuple[str, int], data.Dataset] = {}
+    sources: dict[tuple[str, int], Dataset] = {}
     for size in options.sizes:
         write_jpegs(folder / str(size), size, options.images)
-        files = data.load("image_folder", data_files=folder / str(size), in_memory=False)
+        files = datasets.load("image_folder", data_files=folder / str(size), in_memory=False)
         in_memory = files._replace(train_images=files.train_images[:])
         sources["arrays in memory", size] = in_memory
         sources["JPEG files", size] = files
     write_tiny_imagenet(folder / "tiny.zip", options.images)
-    sources["array_record of JPEGs", 64] = data.load(
+    sources["array_record of JPEGs", 64] = datasets.load(
         "tiny_imagenet", data_dir=folder, data_files=folder / "tiny.zip", in_memory=False
     )
     return sources
 
 
 def measure(
-    source: str, size: int, dataset: data.Dataset, workers: int, options: Options
+    source: str, size: int, dataset: Dataset, workers: int, options: Options
 ) -> dict[str, Any]:
     """The row of a case, but for the load of the machine before it all."""
     speed = round(training_speed(dataset, workers, options), 3) if size <= 64 else None

@@ -27,10 +27,10 @@ from benchmarks.label_noise.study import (
     tried,
     tuning_runs,
 )
-from examples.classification import config as settings
+from examples.classification import settings
 
 TITLES = {"digits": "digits", "fashion_mnist": "Fashion-MNIST, 1,000 images of 14×14"}
-PUBLISHED = "cifar10_resnet18_noise{}_{}"  # the config files that hold table 5
+PUBLISHED = "table5/cifar10_resnet18_noise{}_{}"
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> Estimate:

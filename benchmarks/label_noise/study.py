@@ -12,10 +12,12 @@ import tyro
 
 from benchmarks.harness import search, table
 from benchmarks.harness.search import Done
-from examples.classification import config as settings
 from examples.classification import loop
+from examples.classification.checks import check
+from examples.classification.config import Config
 from examples.classification.configs import digits_noise, fashion_mnist_noise
-from examples.classification.data import sets as data
+from examples.classification.data import datasets
+from examples.classification.data.images import Dataset
 from examples.classification.trainer import Trainer
 
 CONFIGS = {"digits": digits_noise.config, "fashion_mnist": fashion_mnist_noise.config}
@@ -194,7 +196,7 @@ def reporting_runs(options: Options, dataset: str, name: str, done: Done) -> lis
     return [make_run(*where, rate, seed) for rate in rates for seed in options.seeds]
 
 
-def to_config(run: Run) -> settings.Config:
+def to_config(run: Run) -> Config:
     """The settings of the program for a run, which evaluates once, at the end."""
     config = dataclasses.replace(
         CONFIGS[run.dataset],
@@ -211,14 +213,14 @@ def to_config(run: Run) -> settings.Config:
         evaluate_every=run.epochs,
         checkpoint_seconds=1e9,
     )
-    settings.check(config)
+    check(config)
     return config
 
 
 @functools.cache
-def load(dataset: str, validation: float, train_examples: int, image_size: int) -> data.Dataset:
+def load(dataset: str, validation: float, train_examples: int, image_size: int) -> Dataset:
     sizes: dict[str, Any] = {"train_examples": train_examples, "image_size": image_size}
-    return data.load(dataset, validation=validation, **sizes)
+    return datasets.load(dataset, validation=validation, **sizes)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,44 +1,28 @@
-"""The settings of ``python -m examples.classification``, and where their defaults come from.
+"""The settings of ``python -m examples.classification``.
 
-A file of ``configs`` (or any other of that form) holds ``config``, a ``Config``, and may hold
-``published``, what a paper reports for each method of it.
+A config is a file of ``configs`` (or any other of that form), which holds ``config``, a ``Config``,
+and may hold ``published``, what a paper reports for each method of it; or a row of a paper's
+tables, see ``paper.py``.
 """
 
-import argparse
 import dataclasses
-import difflib
-import json
-import runpy
-import typing
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import tyro
-
-from examples.classification import methods
-from examples.classification import small_networks as models
-from examples.classification.data import augment, noise
-from examples.classification.data import sets as data
-from examples.common.errors import ConfigError
-from examples.common.records import write_json
-
-CONFIG_FILE = "config.json"
-CONFIGS = Path(__file__).with_name("configs")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Train an image classifier with several methods and seeds, and compare them.
 
+    --list shows all configs.
     Writes a table, plots, CSV files of every step and epoch, and checkpoints to OUTPUT/NAME.
     Ctrl-C or SIGTERM saves and stops; --resume ends at the very bits of an uninterrupted run.
     The defaults depend on the data set: --dataset DATASET --help shows them.
     """
 
     config: str = ""
-    """Where all other settings start: a file of configs/, by its name, or any by its path.
-    By default the one named like the data set, if there is one."""
+    """Where all other settings start: a config of --list by its name, or a file by its path. By
+    default the one named like the data set, if there is one."""
     method: tuple[str, ...] = ("sgd", "sam", "arsam")
     """Methods to compare, or all: see methods.py."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -92,13 +76,20 @@ class Config:
     """Parts of a batch that are computed one after another, to save memory; their gradients, the
     perturbed ones too, are averaged. BatchNorm normalises each by itself."""
     learning_rate: float = 0.1
-    """Peak of the schedule: linear warm-up, then cosine to 0."""
+    """Peak of the schedule."""
+    schedule: str = "cosine"
+    """After the linear warm-up: cosine (to 0), step (a tenth from half of the steps on, a hundredth
+    from three quarters on), wsd (as it is, linear to 0 in the last fifth), or constant."""
     warmup_epochs: float = 1.0
     """Length of the linear warm-up."""
+    optimizer: str = "sgd"
+    """Base optimizer of every method: sgd, adamw, lion or muon. The others want a --learning-rate
+    of their own, about 1e-3."""
     weight_decay: float = 5e-4
-    """Coupled: added to the gradient (L2), after the sharpness-aware link."""
+    """Of sgd, coupled: added to the gradient (L2), after the sharpness-aware link. Of the others,
+    decoupled: times the learning rate it is taken off the weights."""
     momentum: float = 0.9
-    """Momentum of SGD, the base optimizer of every method."""
+    """Momentum of sgd; the other optimizers have averages of their own."""
     label_smoothing: float = 0.0
     """Probability that the training targets spread over all classes, in [0, 1)."""
     ema_decay: float = 0.0
@@ -130,7 +121,8 @@ class Config:
     """Also writes TensorBoard event files: tensorboard --logdir OUTPUT."""
 
     devices: int = 0
-    """Devices that share each batch; 0: one. With examples.multihost of each process; 0: all."""
+    """Devices that share each batch; 0: one. With examples.classification.multihost: of each
+    process; 0: all."""
 
     output: Path = Path("runs")
     """Folder of all runs."""
@@ -144,7 +136,19 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        return self.output / _folder_name(self.name, self.config, self.dataset)
+        return self.output / folder_name(self.name, self.config, self.dataset)
+
+
+def folder_name(name: str, config: str, dataset: str) -> str:
+    return name or Path(config).stem or dataset or Config.dataset
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as JSON can hold them."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in dataclasses.asdict(config).items()
+    }
 
 
 class Published(NamedTuple):
@@ -162,248 +166,3 @@ NOT_OF_RESULTS = (
     *("data_dir", "data_files", "output", "name", "resume"),
 )
 """Settings that do not change a run's results, or by rounding only."""
-
-
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """Reads the command line. Defaults come from a config file, or the resumed run.
-
-    Raises:
-      ConfigError: for a config file that there is not or that is none, and for bad values.
-    """
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--config", "--dataset", "--name"):  # one without a value is for tyro to report
-        peek.add_argument(option, nargs="?", default="", const="")
-    peek.add_argument("--output", nargs="?", type=Path, default=Path("runs"), const=Path("runs"))
-    peek.add_argument("--resume", action="store_true")
-    first, _ = peek.parse_known_args(arguments)
-    file = first.output / _folder_name(first.name, first.config, first.dataset) / CONFIG_FILE
-    if first.resume and file.exists():
-        defaults = dataclasses.replace(read(file), resume=False)
-        if first.config not in ("", defaults.config):
-            raise ConfigError(f"{file.parent} is not of --config {first.config}; leave that out")
-    elif first.config:
-        defaults = dataclasses.replace(_load(first.config)["config"], config=first.config)
-    elif (CONFIGS / f"{first.dataset or Config.dataset}.py").exists():
-        defaults = _load(first.dataset or Config.dataset)["config"]
-    else:
-        defaults = Config(dataset=first.dataset)
-    prog = "python -m examples.classification"
-    config = tyro.cli(Config, args=arguments, default=defaults, prog=prog)
-    if "all" in config.method:
-        config = dataclasses.replace(config, method=tuple(methods.METHODS))
-    check(config)
-    return config
-
-
-def names() -> list[str]:
-    """Of the files in ``examples/classification/configs``."""
-    return sorted(path.stem for path in CONFIGS.glob("[!_]*.py") if path.stem != "paper")
-
-
-def published(config: Config) -> dict[str, Published]:
-    """What a paper reports for the methods of this config's file; nothing if there is no file."""
-    return _load(config.config).get("published", {}) if config.config else {}
-
-
-def _load(name: str) -> dict[str, Any]:
-    """The values in a config file."""
-    path = Path(name) if name.endswith(".py") else CONFIGS / f"{name}.py"
-    if not path.is_file():
-        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(near)}?" if near else f" {CONFIGS} has them."
-        raise ConfigError(f"there is no config {name!r}.{hint}")
-    try:
-        values = runpy.run_path(str(path))
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be run: {error!r}") from error
-    config = values.get("config")
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path} does not define config, a Config of examples.classification")
-    for field, kind in typing.get_type_hints(Config).items():
-        value = getattr(config, field)
-        if not _is_of_kind(value, kind):
-            raise ConfigError(f"{path}: {field} must be {kind}, not {value!r}")
-    return values
-
-
-def _is_of_kind(value: Any, kind: Any) -> bool:
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_of_kind(v, arguments[0]) for v in value)
-    if arguments:  # of a union
-        return any(_is_of_kind(value, argument) for argument in arguments)
-    if kind is float and isinstance(value, int):
-        return True
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _folder_name(name: str, config: str, dataset: str) -> str:
-    return name or Path(config).stem or dataset or Config.dataset
-
-
-def check(config: Config) -> None:
-    """Raises ConfigError for values out of range."""
-
-    def require(is_met: bool, message: str) -> None:
-        if not is_met:
-            raise ConfigError(message)
-
-    def require_known(option: str, values: Iterable[str], known: Iterable[str]) -> None:
-        unknown = [value for value in values if value not in known]
-        require(
-            not unknown,
-            f"--{option}: there is no {', '.join(unknown)}; there are {', '.join(known)}",
-        )
-
-    require_known("method", config.method, [*methods.METHODS, "all"])
-    require_known("model", [config.model], models.MODELS)
-    require_known("augment", config.augment, augment.AUGMENTATIONS)
-    require_known("dtype", [config.dtype], ("float32", "bfloat16"))
-    for name in ("method", "seeds"):
-        values = getattr(config, name)
-        require(len(values) > 0, f"--{name} needs at least one value")
-        require(len(set(values)) == len(values), f"--{name} names one twice")
-    require(all(0 <= seed < 2**32 for seed in config.seeds), "--seeds must be in [0, 2**32)")
-    for name in (
-        "label_noise",
-        "validation",
-        "dropout",
-        "momentum",
-        "label_smoothing",
-        "ema_decay",
-    ):
-        require(0 <= getattr(config, name) < 1, f"--{_flag(name)} must be in [0, 1)")
-    for name in (
-        *("epochs", "batch_size", "accumulate", "segment_length", "evaluate_every"),
-        "seeds_at_once",
-    ):
-        require(getattr(config, name) >= 1, f"--{_flag(name)} must be at least 1")
-    for name in (
-        *("learning_rate", "weight_decay", "warmup_epochs", "rho", "alpha", "reuse_steps"),
-        *("checkpoint_seconds", "devices", "width", "depth", "patience"),
-        *("train_examples", "image_size", "input_workers"),
-    ):
-        require(getattr(config, name) >= 0, f"--{_flag(name)} must not be negative")
-    require(0 < config.share <= 1, "--share must be in (0, 1]")
-    require(
-        config.warmup_epochs < config.epochs,
-        f"--warmup-epochs must be less than --epochs, and {config.warmup_epochs:g} is not less than"
-        f" {config.epochs}; --warmup-epochs 0 is no warm-up",
-    )
-    is_made = config.noise in noise.NOISES
-    require(
-        is_made or Path(config.noise).is_file(),
-        f"--noise {config.noise} is none of {', '.join(noise.NOISES)}, and no file of labels",
-    )
-    require(
-        is_made or not config.label_noise,
-        f"--noise {config.noise} gives the labels; that needs --label-noise 0",
-    )
-    require(
-        config.noise != "asymmetric" or config.label_noise > 0,
-        "--noise asymmetric needs --label-noise",
-    )
-    require(
-        config.data_files is None or config.dataset in data.FROM_FILES,
-        f"--data-files is for {', '.join(data.FROM_FILES)}",
-    )
-    parts = methods.NUM_MICROBATCHES
-    require(
-        "m_sam" not in config.method or config.batch_size % parts == 0,
-        f"m_sam needs a --batch-size divisible by {parts}",
-    )
-    for name in ("keep_best", "patience", "final_test"):
-        require(
-            not getattr(config, name) or config.validation > 0,
-            f"--{_flag(name)} needs --validation: nothing is chosen on the test set",
-        )
-    if config.accumulate > 1:
-        whole = [name for name in config.method if name in methods.OF_THE_WHOLE_BATCH]
-        require(
-            not whole, f"--accumulate is not for {', '.join(whole)}, which sees single examples"
-        )
-    if config.seeds_at_once > 1:
-        for name in ("keep_best", "patience"):
-            require(not getattr(config, name), f"--{_flag(name)} needs --seeds-at-once 1")
-        require(not config.input_workers, "--input-workers needs --seeds-at-once 1")
-    require("/" not in config.name and config.name not in (".", ".."), "--name is one folder name")
-
-
-def check_folder(config: Config) -> None:
-    """Raises ConfigError rather than overwrite a run, or resume what is none or is another."""
-    folder, file = config.folder, config.folder / CONFIG_FILE
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"--output: {path} is not a folder")
-    if config.resume:
-        if not file.exists():
-            raise ConfigError(f"there is no run to resume in {folder}")
-        stored, given = _results_settings(read(file)), _results_settings(config)
-        changed = [
-            f"--{_flag(key)} {stored[key]} → {given[key]}"
-            for key in given
-            if key in stored and stored[key] != given[key]
-        ]
-        if changed:
-            raise ConfigError(f"a resumed run keeps its settings, but {', '.join(changed)}")
-    elif folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
-        raise ConfigError(
-            f"{folder} is not empty. Go on with its runs (or show finished ones again) with"
-            f" --resume, choose another --name, or delete the folder"
-        )
-
-
-def resume_arguments(config: Config) -> list[str]:
-    """The arguments with which to go on with the runs in the folder."""
-    arguments = ["--resume", "--name", config.folder.name]
-    return (
-        arguments if config.output == Path("runs") else [*arguments, "--output", str(config.output)]
-    )
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The settings as JSON can hold them."""
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
-
-
-def write(config: Config) -> None:
-    """Writes the settings to the run folder; of a resumed run, with what else it is to train."""
-    file = config.folder / CONFIG_FILE
-    if config.resume:
-        stored = read(file)
-        config = dataclasses.replace(
-            config,
-            method=tuple(dict.fromkeys((*stored.method, *config.method))),
-            seeds=tuple(dict.fromkeys((*stored.seeds, *config.seeds))),
-        )
-    write_json(file, to_dict(config))
-
-
-def read(file: Path) -> Config:
-    """The settings of a run, from its CONFIG_FILE.
-
-    Raises:
-      ConfigError: if the file is damaged, or of another version of this program.
-    """
-    try:
-        values = json.loads(file.read_text())
-        for name in ("method", "seeds", "augment"):
-            values[name] = tuple(values[name])
-        for name in ("data_dir", "data_files", "output"):
-            values[name] = None if values[name] is None else Path(values[name])
-        return Config(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{file} does not hold the settings of a run: {error!r}") from error
-
-
-def _results_settings(config: Config) -> dict[str, Any]:
-    ignored = (*NOT_OF_RESULTS, "method", *(["seeds"] if config.seeds_at_once == 1 else []))
-    values = to_dict(config) | {"input_workers": bool(config.input_workers)}  # not how many
-    return {key: value for key, value in values.items() if key not in ignored}
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")

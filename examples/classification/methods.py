@@ -1,16 +1,13 @@
 """The methods that ``python -m examples.classification`` can compare: one line each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import optax
 
 import arsam_jax
-
-if TYPE_CHECKING:
-    from examples.classification.config import Config
+from examples.classification.config import Config
+from examples.common import optimizers
+from examples.common.errors import ConfigError
 
 NUM_MICROBATCHES = 2
 SHARE_OF_EXAMPLES = 0.5  # of K-SAM and AUSAM
@@ -63,24 +60,24 @@ METHODS: dict[str, Callable[[Config, int, int], optax.GradientTransformation]] =
     "friendly_sam": lambda config, steps, seed: arsam_jax.friendly_sam(config.rho),
     "gam": lambda config, steps, seed: arsam_jax.gam(config.rho, grad_rho=config.rho),
     "wsam": lambda config, steps, seed: arsam_jax.wsam(config.rho),  # decoupled: make_method
-    "sampa": lambda config, steps, seed: arsam_jax.sampa(config.rho, _schedule(config, steps)),
+    "sampa": lambda config, steps, seed: arsam_jax.sampa(config.rho, make_schedule(config, steps)),
     "rw_sam": lambda config, steps, seed: arsam_jax.rw_sam(config.rho, seed=seed),
     "k_sam": lambda config, steps, seed: arsam_jax.k_sam(config.rho, SHARE_OF_EXAMPLES),
     "ausam": lambda config, steps, seed: _ausam(config, steps, seed),
-    "saf": lambda config, steps, seed: optax.identity(),  # a term of the loss: trainer.py
+    "saf": lambda config, steps, seed: optax.identity(),  # a term of the loss: trajectory.py
     "mesa": lambda config, steps, seed: optax.identity(),
 }
 
+_FACTS = arsam_jax.methods.METHODS
+
 # Where a sampled step costs something else than one gradient more, so 2 / (1 + %SAM) says nothing.
-OTHER_PRICES = {
-    *("esam", "multi_step_sam", "momentum_sam", "gam", "rw_sam", "k_sam", "ausam", "saf", "mesa")
-}
+OTHER_PRICES = {name for name, facts in _FACTS.items() if facts.gradients != 2} | {"saf", "mesa"}
 
 # Which leave the clean gradient unread: to measure it would cost them its backward pass.
-UNMEASURED = {"m_sam", "momentum_sam", "rw_sam", "k_sam", "ausam", "sampa"}
+UNMEASURED = {name for name, facts in _FACTS.items() if not facts.reads_grads}
 
 # Which look at the examples of a batch themselves, so that it cannot come in parts.
-OF_THE_WHOLE_BATCH = {"esam", "m_sam", "rw_sam", "k_sam", "ausam"}
+OF_THE_WHOLE_BATCH = {name for name, facts in _FACTS.items() if facts.is_local}
 
 
 def _arsam(config: Config, seed: int, reuse_steps: int) -> optax.GradientTransformation:
@@ -127,17 +124,28 @@ def make_method(
     name: str, config: Config, total_steps: int, seed: int
 ) -> optax.GradientTransformation:
     """The whole optimizer: methods differ in the first link alone; WSAM's goes past the rest."""
-    schedule = _schedule(config, total_steps)
+    schedule = make_schedule(config, total_steps)
     link = METHODS[name](config, total_steps, seed)
-    decay = optax.add_decayed_weights(config.weight_decay)
-    sgd = optax.sgd(schedule, momentum=config.momentum)
+    base = optimizers.make_optimizer(
+        config.optimizer, schedule, weight_decay=config.weight_decay, momentum=config.momentum
+    )
     if name == "wsam":
-        return arsam_jax.decouple(link, optax.chain(decay, sgd), schedule)
-    return optax.chain(link, decay, sgd)
+        return arsam_jax.decouple(link, base, schedule)
+    return optax.chain(link, base)
 
 
-def _schedule(config: Config, total_steps: int) -> optax.Schedule:
+def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
+    """The learning rate of each step.
+
+    Raises:
+      ConfigError: where the warm-up leaves no room for the rest.
+    """
     warmup_steps = min(
         round(config.warmup_epochs * total_steps / config.epochs), max(0, total_steps - 1)
     )
-    return optax.warmup_cosine_decay_schedule(0, config.learning_rate, warmup_steps, total_steps)
+    try:
+        return optimizers.make_schedule(
+            config.schedule, config.learning_rate, total_steps, warmup_steps=warmup_steps
+        )
+    except ValueError as error:
+        raise ConfigError(f"--warmup-epochs {config.warmup_epochs:g}: {error}") from error

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import jax
 
-from examples.classification import train
+from examples.classification.__main__ import main as train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             " --process-id"
         )
     try:
-        return train.main(others, prog=parser.prog)
+        return train(others, prog=parser.prog)
     except (Exception, KeyboardInterrupt):
         traceback.print_exc()
         print("Was another process lost? Start all again with --resume.", file=sys.stderr)

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from examples.classification import config as settings
 from examples.classification import plots, plots_comparison
+from examples.classification.config import to_dict
 from examples.classification.methods import OTHER_PRICES, perturbation_size
 from examples.classification.runs import (
     ENVIRONMENT_FILE,
@@ -33,6 +33,7 @@ from examples.classification.runs import (
     title,
     value_text,
 )
+from examples.common.errors import ConfigError
 from examples.common.records import write_json, write_text
 
 MARKDOWN_FILE = "report.md"
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len({folder.resolve() for folder in folders}) < len(folders):
             raise RunError("a run is named twice")
         write(folders, Console(), options.output)
-    except (RunError, settings.ConfigError, OSError) as error:
+    except (RunError, ConfigError, OSError) as error:
         console = Console(stderr=True)
         console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
@@ -320,7 +321,7 @@ def _numbers(run: Run) -> dict[str, Any]:
     return {
         "runs": [result for results in run.results.values() for result in results],
         "unfinished": run.unfinished,
-        "settings": settings.to_dict(run.config),
+        "settings": to_dict(run.config),
         "examples_a_perturbation": {m: perturbation_size(m, run.config) for m in run.results},
         **run.environment,
     }

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from examples.classification import config as settings
-from examples.classification import loop
-from examples.classification.config import Config, ConfigError, Published
+from examples.classification import history, loop, settings
+from examples.classification.config import NOT_OF_RESULTS, Config, Published, to_dict
 from examples.classification.methods import METHODS
 from examples.classification.trainer import Trainer
+from examples.common.errors import ConfigError
 from examples.common.records import Table, write_json
 
 ENVIRONMENT_FILE = "environment.json"
@@ -28,10 +28,10 @@ _RESULT = (
     *("method", "seed", "evaluated_on", "steps", "epochs", "accuracy", "best_accuracy"),
     *("test_accuracy", "train_loss", "percent_sam", "seconds", "images_per_second", "peak_bytes"),
 )
-_COLUMNS = {"steps": loop.STEP_COLUMNS, "epochs": loop.EPOCH_COLUMNS}
+_COLUMNS = {"steps": history.STEP_COLUMNS, "epochs": history.EPOCH_COLUMNS}
 
 # Settings in which runs may differ without being different experiments; devices decide the speed.
-_NOT_COMPARED = {*settings.NOT_OF_RESULTS, "method", "seeds"} - {"devices", "data_files"}
+_NOT_COMPARED = {*NOT_OF_RESULTS, "method", "seeds"} - {"devices", "data_files"}
 _DECIDE_WHAT_IS_LEARNT = {
     *("dataset", "train_examples", "image_size", "label_noise", "noise"),
     *("model", "width", "depth"),
@@ -202,7 +202,7 @@ def value_text(value: Any) -> str:
 def _experiment(config: Config) -> dict[str, Any]:
     """The settings that make an experiment; the folder of the data where it decides the data."""
     ignored = _NOT_COMPARED | (set() if config.dataset == "image_folder" else {"data_files"})
-    values = settings.to_dict(config)
+    values = to_dict(config)
     return {name: value for name, value in values.items() if name not in ignored}
 
 

@@ -1,8 +1,11 @@
-"""One train step for every method, and the evaluation, both on the device."""
+"""What the runs of a comparison share: the model, the compiled train step and the evaluation.
+
+``step.py`` has the train step; here it is put together with what some settings add to it.
+"""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +13,13 @@ import numpy as np
 import optax
 
 import arsam_jax
-import arsam_jax.flax
-from arsam_jax.trajectory import MESA_DECAY, LogitMemory, mesa_loss
-from examples.classification.config import Config, ConfigError
-from examples.classification.data import augment, pipeline
-from examples.classification.data.images import Images
-from examples.classification.data.sets import Dataset
-from examples.classification.methods import UNMEASURED, make_method
-from examples.classification.small_networks import make_model
-from examples.common import devices
+from examples.classification import accumulation, ema, models, step, trajectory
+from examples.classification.config import Config
+from examples.classification.data import augment
+from examples.classification.data.images import Dataset, Images
+from examples.classification.methods import UNMEASURED, make_method, make_schedule
+from examples.common import devices, pipeline
+from examples.common.errors import ConfigError
 
 STEP_METRICS = (
     "loss",
@@ -34,37 +35,13 @@ STEP_METRICS = (
 _EVALUATION_BATCH = 500
 
 
-class MovingAverage(NamedTuple):
-    """The averaged weights of MESA."""
+class TrainState(step.TrainState):
+    """Also holds what some settings need: see ``trajectory.py`` and ``ema.py``."""
 
-    params: Any
-
-
-class PreviousBatch(NamedTuple):
-    """The images and labels of the step before, as the model saw them, for SAMPa."""
-
-    images: Any
-    labels: Any
-
-
-class Ema(NamedTuple):
-    """What is evaluated with --ema-decay."""
-
-    params: Any
-    batch_stats: Any
-
-
-class TrainState(arsam_jax.flax.TrainState):
-    """Also holds the BatchNorm statistics, the key of dropout and augmentation, and averages.
-
-    The trajectory is what SAF (a memory of logits) and MESA (averaged weights) compare with, and
-    the batch that SAMPa looks at once more.
-    """
-
-    batch_stats: Any
     key: jax.Array
-    trajectory: LogitMemory | MovingAverage | PreviousBatch | None
-    ema: Ema | None
+    """Of dropout and augmentation in all steps."""
+    trajectory: trajectory.Trajectory
+    ema: ema.Ema | None
 
 
 class Trainer:
@@ -80,37 +57,31 @@ class Trainer:
         self.peak_bytes: dict[tuple[str, int], int] = {}
         """Memory of a step of a method with so many seeds at once: its state, the batch and what
         the compiler reserves for all in between."""
-        size = config.batch_size
-        self.steps_per_epoch = len(dataset.train_images) // size
-        if not self.steps_per_epoch:
-            raise ConfigError(
-                f"--batch-size {size} is more than the {len(dataset.train_images)} training images"
-            )
+        self.steps_per_epoch = len(dataset.train_images) // config.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
         self.mesh = devices.make_mesh(config.devices)
-        if config.seeds_at_once > 1 and self.mesh.size > 1:
-            raise ConfigError(f"--seeds-at-once is for one device, not {self.mesh.size}")
-        if size % (config.accumulate * self.mesh.size):
-            parts = f" times --accumulate {config.accumulate}" if config.accumulate > 1 else ""
-            raise ConfigError(
-                f"--batch-size {size} is no multiple of the {self.mesh.size} devices{parts}"
-            )
+        _check_batch(config, len(dataset.train_images), self.mesh.size)
+        make_schedule(config, self.total_steps)  # or an error, now
+        image_shape = dataset.train_images.shape[1:]
+        self._one_image = np.zeros((1, *image_shape), np.float32)
         try:
-            self.model = make_model(
+            self.model = models.make_model(
                 config.model,
-                dataset.train_images.shape[1],
+                image_shape[0],
                 dataset.num_classes,
                 width=config.width,
                 depth=config.depth,
                 dropout=config.dropout,
                 dtype=config.dtype,
             )
-            self._one_image = np.zeros((1, *dataset.train_images.shape[1:]), np.float32)
             self._init = jax.jit(lambda key, x: self.model.init(key, x, is_training=False))
             shapes = jax.eval_shape(self._init, jax.random.PRNGKey(0), self._one_image)
         except ValueError as error:
             raise ConfigError(f"--model {config.model}: {error}") from error
         self.num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        self._losses_fn = step.make_losses_fn(
+            self.model.apply, label_smoothing=config.label_smoothing
+        )
         self._optimizers: dict[str, optax.GradientTransformation] = {}
         whole, split = devices.whole(self.mesh), devices.split(self.mesh)
         self._count_correct = jax.jit(
@@ -140,7 +111,6 @@ class Trainer:
         params_key, key = jax.random.split(jax.random.PRNGKey(seed))
         variables = self._init(params_key, self._one_image)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        ema = jax.tree.map(jnp.copy, Ema(params, batch_stats)) if self.config.ema_decay else None
         state = TrainState.create(
             apply_fn=self.model.apply,
             params=params,
@@ -148,30 +118,22 @@ class Trainer:
             batch_stats=batch_stats,
             key=key,
             trajectory=self._new_trajectory(method, params),
-            ema=ema,
+            ema=ema.start(params, batch_stats) if self.config.ema_decay else None,
         )
         return state.replace(
             step=jnp.zeros([], jnp.int32), tx=self._optimizers.setdefault(method, optimizer)
         )
 
-    def _new_trajectory(
-        self, method: str, params: Any
-    ) -> LogitMemory | MovingAverage | PreviousBatch | None:
-        if method == "saf":
-            return LogitMemory.create(len(self.data.train_images), self.data.num_classes)
-        if method == "mesa":
-            return MovingAverage(jax.tree.map(jnp.copy, params))
-        if method == "sampa":
-            size = self.config.batch_size
-            images = jnp.zeros((size, *self._one_image.shape[1:]), jnp.float32)
-            return PreviousBatch(images, jnp.zeros(size, jnp.int32))
-        return None
+    def _new_trajectory(self, method: str, params: Any) -> trajectory.Trajectory:
+        batch_shape = (self.config.batch_size, *self._one_image.shape[1:])
+        num_examples = len(self.data.train_images)
+        return trajectory.start(method, params, batch_shape, num_examples, self.data.num_classes)
 
     def compile_step(self, method: str, num_seeds: int = 1) -> Callable:
         """The train step, compiled now, so that no compilation falls into the measured time."""
         whole, split = devices.whole(self.mesh), devices.split(self.mesh)
-        train_step = functools.partial(self._train_step, measure=method not in UNMEASURED)
-        step = jax.jit(
+        train_step = functools.partial(self.train_step, measure=method not in UNMEASURED)
+        jitted = jax.jit(
             train_step if num_seeds == 1 else jax.vmap(train_step),
             in_shardings=(whole, split, split, split) if num_seeds == 1 else None,
             out_shardings=whole if num_seeds == 1 else None,
@@ -181,7 +143,7 @@ class Trainer:
         index = np.zeros(shape if num_seeds == 1 else (num_seeds, *shape), np.int32)
         images = np.zeros((*index.shape, *self.data.train_images.shape[1:]), np.uint8)
         state = self.new_state(method, *range(num_seeds))
-        compiled = step.lower(state, *self.batch(images, index, index)).compile()
+        compiled = jitted.lower(state, *self.batch(images, index, index)).compile()
         memory = compiled.memory_analysis()
         if memory is not None:
             self.peak_bytes[method, num_seeds] = (
@@ -199,7 +161,7 @@ class Trainer:
         """
         return devices.join(self.mesh, (images, labels, index.astype(np.int32)))
 
-    def _train_step(
+    def train_step(
         self,
         state: TrainState,
         images: jax.Array,
@@ -213,96 +175,33 @@ class Trainer:
         ``index`` says which examples of the training set these are, ``measure`` whether the method
         is asked for all of its metrics.
         """
-        config = self.config
-        dropout_key, augment_key = self._keys(state, state.step)
-        images = images.astype(jnp.float32)
-        if config.augment:
-            images = augment.augment(config.augment, augment_key, images, self.data.mean)
-        images = self._normalize(images)
         epoch = state.step // self.steps_per_epoch
-
-        def forward(params, batch_stats, batch, key):
-            images, labels = batch
-            outputs: Any = state.apply_fn(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                is_training=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-            )
-            logits, new_variables = outputs
-            logits = logits.astype(jnp.float32)
-            if config.label_smoothing:
-                targets = jax.nn.one_hot(labels, self.data.num_classes, dtype=jnp.float32)
-                targets = optax.smooth_labels(targets, config.label_smoothing)
-                losses = optax.softmax_cross_entropy(logits, targets)
-            else:
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses, logits, new_variables.get("batch_stats", {})
-
-        def trajectory_term(logits, batch_stats, batch, index, key):
-            match state.trajectory:
-                case LogitMemory() as memory:
-                    return memory.loss(index, epoch, logits)
-                case MovingAverage(params):
-                    _, past_logits, _ = forward(params, batch_stats, batch, key)
-                    return mesa_loss(past_logits, logits, epoch)
-            return 0
-
-        def loss_fn(params, batch_stats, batch, index, key):
-            losses, logits, new_stats = forward(params, batch_stats, batch, key)
-            term = trajectory_term(logits, batch_stats, batch, index, key)
-            return losses.mean() + term, (logits, new_stats)
-
-        def value_and_grad(params, batch=(images, labels), key=dropout_key):
-            value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-            if config.accumulate == 1:
-                return value_and_grad(params, state.batch_stats, batch, index, key)
-            return _accumulated(
-                value_and_grad, config.accumulate, params, state.batch_stats, batch, index, key
-            )
-
-        def previous_grad_fn(params):
-            assert isinstance(state.trajectory, PreviousBatch)
-            is_first = state.step == 0
-            previous = jax.tree.map(
-                lambda now, before: jnp.where(is_first, now, before),
-                (images, labels, dropout_key),
-                (*state.trajectory, self._keys(state, state.step - 1)[0]),
-            )
-            return value_and_grad(params, previous[:2], previous[2])[1]
-
-        (loss, (logits, batch_stats)), grads = value_and_grad(state.params)
-        new_state = state.apply_gradients(
-            grads=grads,
-            batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
-            # What a sharpness-aware method may ask for; plain SGD ignores it.
-            grad_fn=lambda params: value_and_grad(params)[1],
-            previous_grad_fn=previous_grad_fn,
-            example_loss_fn=lambda params, batch: forward(
-                params, state.batch_stats, batch, dropout_key
-            )[0],
-            batch=(images, labels),
-            example_index=index,
-            measure=measure,
+        dropout_key, augment_key = _keys(state, state.step)
+        batch = step.Batch(self._inputs(images, augment_key), labels, index)
+        value_and_grad = accumulation.in_parts(
+            jax.value_and_grad(
+                trajectory.loss_with_term(self._losses_fn, state.trajectory, epoch), has_aux=True
+            ),
+            self.config.accumulate,
         )
-        match state.trajectory:
-            case LogitMemory() as memory:
-                new_state = new_state.replace(trajectory=memory.write(index, epoch, logits))
-            case MovingAverage(params):
-                average = optax.incremental_update(new_state.params, params, 1 - MESA_DECAY)
-                new_state = new_state.replace(trajectory=MovingAverage(average))
-            case PreviousBatch():
-                new_state = new_state.replace(trajectory=PreviousBatch(images, labels))
+        new_state, loss, logits, grads = step.train_step(
+            state,
+            batch,
+            dropout_key,
+            self._losses_fn,
+            value_and_grad,
+            measure=measure,
+            **trajectory.extra_args(
+                state, batch, dropout_key, _keys(state, state.step - 1)[0], value_and_grad
+            ),
+        )
+        new_state = new_state.replace(
+            trajectory=trajectory.update(state.trajectory, new_state.params, batch, epoch, logits)
+        )
         if state.ema is not None:
-            # Short while there are few steps to average, as in TensorFlow.
-            decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
-            current = Ema(new_state.params, new_state.batch_stats)
-            new_state = new_state.replace(
-                ema=jax.tree.map(
-                    lambda old, new: decay * old + (1 - decay) * new, state.ema, current
-                )
-            )
+            of_weights = new_state.params, new_state.batch_stats, state.step
+            average = ema.update(state.ema, *of_weights, self.config.ema_decay)
+            new_state = new_state.replace(ema=average)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
         return new_state, _step_metrics(loss, accuracy, grads, new_state.opt_state, measure)
 
@@ -330,10 +229,11 @@ class Trainer:
             )
         return correct / len(labels)
 
-    @staticmethod
-    def _keys(state, step):
-        """The keys of dropout and augmentation of a step."""
-        return jax.random.split(jax.random.fold_in(state.key, step))
+    def _inputs(self, images, augment_key):
+        images = images.astype(jnp.float32)
+        if self.config.augment:
+            images = augment.augment(self.config.augment, augment_key, images, self.data.mean)
+        return self._normalize(images)
 
     def _num_correct(self, variables, images, labels):
         logits: Any = self.model.apply(
@@ -345,33 +245,20 @@ class Trainer:
         return (images - self.data.mean) / self.data.std
 
 
-def _accumulated(value_and_grad, num_parts, params, batch_stats, batch, index, key):
-    """``value_and_grad`` of a batch, part after part; only one has its activations in memory.
+def _check_batch(config: Config, num_examples: int, num_devices: int) -> None:
+    size = config.batch_size
+    if size > num_examples:
+        raise ConfigError(f"--batch-size {size} is more than the {num_examples} training images")
+    if config.seeds_at_once > 1 and num_devices > 1:
+        raise ConfigError(f"--seeds-at-once is for one device, not {num_devices}")
+    if size % (config.accumulate * num_devices):
+        parts = f" times --accumulate {config.accumulate}" if config.accumulate > 1 else ""
+        raise ConfigError(f"--batch-size {size} is no multiple of the {num_devices} devices{parts}")
 
-    A part is every ``num_parts``-th example, so that each device has its share of it.
-    """
 
-    def split(x):
-        return jnp.moveaxis(x.reshape(-1, num_parts, *x.shape[1:]), 1, 0)
-
-    def join(x):
-        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-
-    def one_part(carry, part):
-        batch_stats, loss, grads = carry
-        i, batch, index = part
-        (more_loss, (logits, batch_stats)), more_grads = value_and_grad(
-            params, batch_stats, batch, index, jax.random.fold_in(key, i)
-        )
-        return (batch_stats, loss + more_loss, jax.tree.map(jnp.add, grads, more_grads)), logits
-
-    start = (batch_stats, jnp.zeros([]), jax.tree.map(jnp.zeros_like, params))
-    parts = (jnp.arange(num_parts), *jax.tree.map(split, (batch, index)))
-    # XLA:CPU is slow at convolutions inside loops.
-    unroll = jax.default_backend() == "cpu"
-    (batch_stats, loss, grads), logits = jax.lax.scan(one_part, start, parts, unroll=unroll)
-    grads = jax.tree.map(lambda x: x / num_parts, grads)
-    return (loss / num_parts, (join(logits), batch_stats)), grads
+def _keys(state: TrainState, step: int | jax.Array) -> jax.Array:
+    """The keys of dropout and of augmentation in a step."""
+    return jax.random.split(jax.random.fold_in(state.key, step))
 
 
 def _step_metrics(loss, accuracy, grads, opt_state, measure) -> jax.Array:

@@ -5,8 +5,10 @@ python -m examples.classification --config cifar100
 
 import dataclasses
 
-from examples.classification.configs import paper
+from examples.classification import paper
 
 config = dataclasses.replace(
-    paper.cifar100("resnet18", "arsam"), method=("sgd", "sam", "arsam"), seeds=(0,)
+    paper.rows()["table3/cifar100_resnet18_arsam"].config,
+    method=("sgd", "sam", "arsam"),
+    seeds=(0,),
 )

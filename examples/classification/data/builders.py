@@ -5,10 +5,8 @@ original order.
 """
 
 import collections
-import gzip
 import hashlib
 import io
-import math
 import tarfile
 import zipfile
 import zlib
@@ -19,10 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from examples.classification.data.images import DataError, Files, decode
-
-FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package ``dataset-fashion-mnist`` puts its files."""
+from examples.classification.data.images import Files, decode
+from examples.common import image_sets
+from examples.common.errors import DataError
 
 CIFAR_FILES = {
     "cifar10": (
@@ -41,10 +38,6 @@ CIFAR_FILES = {
 TINY_IMAGENET_FILE = "tiny-imagenet-200.zip"
 _ZIP_FOLDER = "tiny-imagenet-200/"
 
-_IDX_FILES = {
-    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-}
 _IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _TEST_FOLDERS = ("test", "val", "validation")
 
@@ -52,8 +45,7 @@ _TEST_FOLDERS = ("test", "val", "validation")
 class Digits(tfds.core.GeneratorBasedBuilder):
     """scikit-learn's 1,797 handwritten digits, 8×8 pixels of 17 grey levels.
 
-    They come without a split. Ours is fixed: 1,000 for training and 797 for testing, drawn once
-    with the classes in equal shares (``train_test_split(..., stratify=labels, random_state=0)``).
+    Split as ``image_sets.digits`` has them.
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -62,17 +54,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return _info(self, tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8), 10)
 
     def _split_generators(self, dl_manager):
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        pixels, labels = load_digits(return_X_y=True)
-        images = pixels.astype(np.uint8).reshape(-1, 8, 8, 1)
-        train_images, test_images, train_labels, test_labels = train_test_split(
-            images, labels, train_size=1000, stratify=labels, random_state=0
-        )
         return {
-            "train": self._generate_examples("train", train_images, train_labels),
-            "test": self._generate_examples("test", test_images, test_labels),
+            split: self._generate_examples(split, *image_sets.digits(split))
+            for split in ("train", "test")
         }
 
     def _generate_examples(self, split, images, labels):
@@ -91,19 +75,11 @@ class FashionMnistFiles(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.1.0")
 
-    def __init__(self, *, folder: Path = FASHION_MNIST_FOLDER, **kwargs):
-        self._folder = Path(folder)
-        missing = [f for files in _IDX_FILES.values() for f in files if not self._path(f).exists()]
-        if missing:
-            raise DataError(
-                f"{self._folder} lacks {', '.join(missing)}. Debian and Ubuntu have them in the"
-                " package dataset-fashion-mnist (apt install dataset-fashion-mnist); elsewhere,"
-                " download the four files named in github.com/zalandoresearch/fashion-mnist and"
-                " pass their folder as --data-files."
-            )
+    def __init__(self, *, folder: Path, **kwargs):
+        self._folder = folder
         digest = hashlib.sha256()
-        for file in sorted(f for files in _IDX_FILES.values() for f in files):
-            digest.update(self._path(file).read_bytes())
+        for path in sorted(image_sets.fashion_mnist_files(folder)):
+            digest.update(path.read_bytes())
         config = tfds.core.BuilderConfig(name=f"sha256-{digest.hexdigest()[:16]}")
         super().__init__(config=config, **kwargs)
 
@@ -111,27 +87,13 @@ class FashionMnistFiles(tfds.core.GeneratorBasedBuilder):
         return _info(self, tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8), 10)
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split, *self._read(split)) for split in _IDX_FILES}
+        return {
+            split: self._generate_examples(split, *image_sets.fashion_mnist(split, self._folder))
+            for split in ("train", "test")
+        }
 
     def _generate_examples(self, split, images, labels):
         yield from _examples(split, images, labels)
-
-    def _read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        images_path, labels_path = map(self._path, _IDX_FILES[split])
-        images, labels = read_idx(images_path), read_idx(labels_path)
-        if images.shape[1:] != (28, 28):
-            raise DataError(f"{images_path} has the shape {images.shape}, not (n, 28, 28).")
-        if labels.shape != images.shape[:1]:
-            raise DataError(
-                f"{images_path} has {len(images)} images, but {labels_path} has labels of the"
-                f" shape {labels.shape}. They do not belong together."
-            )
-        if labels.max(initial=0) > 9:
-            raise DataError(f"{labels_path} has the label {labels.max()}; the classes are 0 to 9.")
-        return images[..., None], labels
-
-    def _path(self, file: str) -> Path:
-        return self._folder / file
 
 
 class CifarFiles(tfds.core.GeneratorBasedBuilder):
@@ -320,28 +282,6 @@ def read_image_folder(folder: Path | None) -> tuple[list[str], LabelledFiles, La
     if unknown:
         raise DataError(f"{tests[0]} has classes that {train} lacks: {', '.join(unknown)}.")
     return classes, _labelled_files(train, classes), _labelled_files(tests[0], classes)
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Reads a gzipped idx file of unsigned bytes: 0, 0, 8, rank, big-endian sizes, data.
-
-    Raises:
-      DataError: if it is truncated, or something else.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be decompressed: {error}. Download it again.") from error
-    if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
-        raise DataError(f"{path} is not an idx file of unsigned bytes.")
-    rank = content[3]
-    shape = tuple(np.frombuffer(content, ">u4", count=rank, offset=4).tolist())
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    if math.prod(shape) != len(values):
-        raise DataError(
-            f"{path} should hold {shape} values, but has {len(values)}. Download it again."
-        )
-    return values.reshape(shape)
 
 
 def _class_names(folder: Path) -> list[str]:

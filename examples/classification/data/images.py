@@ -1,4 +1,7 @@
-"""Images in memory, or in files and then read and decoded only when they are asked for."""
+"""Images in memory, or in files and then read and decoded only when they are asked for.
+
+And the data sets made of them.
+"""
 
 import io
 from collections.abc import Callable, Iterable
@@ -8,12 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from examples.common.errors import DataError
+
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by the number of channels
 _CHUNK = 500  # images that are held twice
-
-
-class DataError(Exception):
-    """The data cannot be had; the message says what to do."""
 
 
 class Images(Protocol):
@@ -76,6 +77,35 @@ class Records:
                 " --image-size to resize all to one size."
             )
         return content
+
+
+class Dataset(NamedTuple):
+    """Images (n, height, width, channels) in uint8, see ``Images``; labels (n,) in int32.
+
+    ``mean`` and ``std``, (channels,) in float32, are those of the training images.
+    ``train_index`` (n,) says where each training example is among the ``num_original`` of the
+    whole training set in its original order; None if the data set does not tell.
+    """
+
+    name: str
+    train_images: Images
+    train_labels: np.ndarray
+    validation_images: Images | None
+    validation_labels: np.ndarray | None
+    test_images: Images
+    test_labels: np.ndarray
+    num_classes: int
+    mean: np.ndarray
+    std: np.ndarray
+    train_index: np.ndarray | None
+    num_original: int
+
+    @property
+    def evaluation(self) -> tuple[Images, np.ndarray]:
+        """The images and labels to evaluate on: for validation if there are, or else the test's."""
+        if self.validation_images is None or self.validation_labels is None:
+            return self.test_images, self.test_labels
+        return self.validation_images, self.validation_labels
 
 
 class Files(NamedTuple):

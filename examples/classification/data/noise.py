@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.classification.data.images import DataError
-from examples.classification.data.sets import NOISE_STREAM, Dataset
+from examples.classification.data.images import Dataset
+from examples.common.errors import DataError
+from examples.common.image_sets import add_symmetric_noise, noise_rng
 
 NOISES = ("symmetric", "asymmetric")
 
@@ -40,10 +41,10 @@ def training_labels(dataset: Dataset, noise: str | Path, rate: float, seed: int)
     """The labels to train with, (n,) in int32.
 
     Args:
-      noise: ``symmetric``: see ``add_symmetric_noise``. ``asymmetric``: a label becomes, with
-        probability ``rate``, the one class of ``mistaken_for``. Or a file of given labels, .npy or
-        text with one integer a line, for each example of the whole training set in its original
-        order, as CIFAR-10N has them.
+      noise: ``symmetric``: see ``image_sets.add_symmetric_noise``. ``asymmetric``: a label becomes,
+        with probability ``rate``, the one class of ``mistaken_for``. Or a file of given labels,
+        .npy or text with one integer a line, for each example of the whole training set in its
+        original order, as CIFAR-10N has them.
       rate: share of the labels to change, in [0, 1]; 0 for given labels.
       seed: of what is random; given labels do not depend on it.
 
@@ -52,9 +53,9 @@ def training_labels(dataset: Dataset, noise: str | Path, rate: float, seed: int)
     """
     labels, num_classes = dataset.train_labels, dataset.num_classes
     if noise == "symmetric":
-        return add_symmetric_noise(labels, rate, num_classes, _rng(seed))
+        return add_symmetric_noise(labels, rate, num_classes, noise_rng(seed))
     if noise == "asymmetric":
-        is_flipped = _rng(seed).random(len(labels)) < rate
+        is_flipped = noise_rng(seed).random(len(labels)) < rate
         return np.where(is_flipped, mistaken_for(dataset.name, num_classes)[labels], labels)
     path = Path(noise)
     if not path.is_file():
@@ -65,19 +66,6 @@ def training_labels(dataset: Dataset, noise: str | Path, rate: float, seed: int)
     if rate:
         raise DataError(f"{path} gives the labels; a rate of {rate} is for made noise.")
     return _given_labels(path, dataset)
-
-
-def add_symmetric_noise(
-    labels: np.ndarray, rate: float, num_classes: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Replaces each label, with probability ``rate``, by another class drawn uniformly.
-
-    The true class is not drawn, so ``rate`` is the share of wrong labels: the "symmetry flipping"
-    of Co-teaching (arXiv 1804.06872) and O2U-Net (ICCV 2019), which the ARSAM paper follows.
-    """
-    is_flipped = rng.random(len(labels)) < rate
-    offsets = rng.integers(1, num_classes, len(labels))
-    return np.where(is_flipped, (labels + offsets) % num_classes, labels).astype(labels.dtype)
 
 
 def mistaken_for(name: str, num_classes: int) -> np.ndarray:
@@ -99,10 +87,6 @@ def mistaken_for(name: str, num_classes: int) -> np.ndarray:
             classes[members] = np.roll(members, -1)
         return classes
     return np.roll(classes, -1)
-
-
-def _rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng((seed, NOISE_STREAM))
 
 
 def _given_labels(path: Path, dataset: Dataset) -> np.ndarray:

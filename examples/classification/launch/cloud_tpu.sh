@@ -1,5 +1,5 @@
 #!/bin/bash
-# Cloud TPU: TPU=NAME ZONE=ZONE bash examples/launch/cloud_tpu.sh [ARGUMENTS], from a workstation.
+# Cloud TPU: TPU=NAME ZONE=ZONE bash examples/classification/launch/cloud_tpu.sh [ARGUMENTS], from a workstation.
 # Runs one process on each host of the slice; JAX finds the others in the TPU's metadata.
 # The repository and its .venv (with the extra "tpu") are in ~/arsam on every host; OUTPUT is a
 # folder that all hosts share (NFS), or a run cannot be resumed.

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Open MPI 4: bash examples/launch/openmpi.sh [ARGUMENTS], in the repository's folder.
+# Open MPI 4: bash examples/classification/launch/openmpi.sh [ARGUMENTS], in the repository's folder.
 # HOSTS is host:processes, comma-separated, with one process for each GPU.
 # JAX looks for OMPI_MCA_orte_hnp_uri, which mpirun of Open MPI 5 does not set.
 set -euo pipefail

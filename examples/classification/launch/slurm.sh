@@ -1,5 +1,5 @@
 #!/bin/bash
-# SLURM: sbatch examples/launch/slurm.sh [ARGUMENTS], in the repository's folder.
+# SLURM: sbatch examples/classification/launch/slurm.sh [ARGUMENTS], in the repository's folder.
 #SBATCH --job-name=arsam
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4    # one process for each GPU: JAX gives a process one

@@ -17,7 +17,7 @@ from benchmarks.label_noise.study import (
     Setting,
     Variant,
 )
-from examples.classification import config as settings
+from examples.classification import settings
 from tests.benchmarks.fakes import PROVENANCE
 
 BEST = Setting(0.0, 0.05, 0.0079)

@@ -1,9 +1,0 @@
-"""CIFAR-100 with 20 % wrong labels, ResNet-18, SGD: table 5 of arXiv 2510.03763.
-
-python -m examples.classification --config cifar100_resnet18_noise20_sgd
-"""
-
-from examples.classification.configs import paper
-
-config = paper.cifar100("resnet18", "sgd", label_noise=0.2)
-published = {"sgd": paper.Published(accuracy=65.42, images_per_second=2537, speed_up=1.4)}

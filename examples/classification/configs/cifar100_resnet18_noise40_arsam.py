@@ -1,9 +1,0 @@
-"""CIFAR-100 with 40 % wrong labels, ResNet-18, ARSAM: table 5 of arXiv 2510.03763.
-
-python -m examples.classification --config cifar100_resnet18_noise40_arsam
-"""
-
-from examples.classification.configs import paper
-
-config = paper.cifar100("resnet18", "arsam", label_noise=0.4, alpha=0.4)
-published = {"arsam": paper.Published(accuracy=55.55, images_per_second=2288, speed_up=1.24)}

@@ -1,9 +1,0 @@
-"""CIFAR-100 with 80 % wrong labels, ResNet-18, SAM: table 5 of arXiv 2510.03763.
-
-python -m examples.classification --config cifar100_resnet18_noise80_sam
-"""
-
-from examples.classification.configs import paper
-
-config = paper.cifar100("resnet18", "sam", label_noise=0.8)
-published = {"sam": paper.Published(accuracy=9.82, images_per_second=1833, speed_up=1)}

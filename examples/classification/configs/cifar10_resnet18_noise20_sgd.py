@@ -1,9 +1,0 @@
-"""CIFAR-10 with 20 % wrong labels, ResNet-18, SGD: table 5 of arXiv 2510.03763.
-
-python -m examples.classification --config cifar10_resnet18_noise20_sgd
-"""
-
-from examples.classification.configs import paper
-
-config = paper.cifar10("resnet18", "sgd", label_noise=0.2, alpha=0.3)
-published = {"sgd": paper.Published(accuracy=85.94, images_per_second=2673, speed_up=1.43)}

@@ -1,0 +1,98 @@
+"""Base optimizers and schedules by name: what comes after a sharpness-aware link in a chain."""
+
+from typing import Any
+
+import jax
+import optax
+
+OPTIMIZERS = ("sgd", "adamw", "lion", "muon")
+SCHEDULES = ("cosine", "step", "wsd", "constant")
+
+
+def make_optimizer(
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+) -> optax.GradientTransformation:
+    """A base optimizer of optax, for all parameters alike::
+
+        schedule = make_schedule("cosine", 0.1, total_steps, warmup_steps=500)
+        tx = optax.chain(arsam_jax.arsam(0.1, 0.4), make_optimizer("sgd", schedule))
+
+    Args:
+      name: sgd; adamw (arXiv 1711.05101); lion (arXiv 2302.06675); or muon, which takes matrices
+        and convolutions (as matrices of their output channels) by Muon, scaled to the size of
+        AdamW's updates so that AdamW's learning rates suit it (arXiv 2502.16982), and all else,
+        arrays of three axes too, by AdamW. But for ``momentum`` all is as optax has it.
+      weight_decay: λ >= 0. Coupled for sgd: λ w is added to the gradient. Decoupled for the others:
+        each step takes learning rate · λ w off, past their moments.
+      momentum: in [0, 1), of sgd alone; the others have moments of their own.
+
+    Raises:
+      ValueError: for another name.
+    """
+    match name:
+        case "sgd":
+            return optax.chain(
+                optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum)
+            )
+        case "adamw":
+            return optax.adamw(learning_rate, weight_decay=weight_decay)
+        case "lion":
+            return optax.lion(learning_rate, weight_decay=weight_decay)
+        case "muon":
+            return optax.contrib.muon(
+                learning_rate,
+                weight_decay=weight_decay,
+                adam_weight_decay=weight_decay,
+                muon_weight_dimension_numbers=_matrices,
+                consistent_rms=0.2,
+            )
+    raise ValueError(f"there is no optimizer {name!r}; there are {', '.join(OPTIMIZERS)}")
+
+
+def make_schedule(
+    name: str, peak: float, total_steps: int, *, warmup_steps: int = 0, decay_share: float = 0.2
+) -> optax.Schedule:
+    """A learning rate for each step: linear warm-up from 0 to ``peak``, and then
+
+    - cosine: half a cosine down to 0 (arXiv 1608.03983);
+    - step: a tenth of it from half of all steps on, a hundredth from three quarters on;
+    - wsd: as it is, and linear to 0 in the last ``decay_share`` of all steps (warm-up, stable,
+      decay: arXiv 2404.06395; the linear fifth: arXiv 2405.18392);
+    - constant: as it is.
+
+    Raises:
+      ValueError: for another name, or where the warm-up leaves no room for the rest.
+    """
+    halfway, decay_start = total_steps // 2, total_steps - round(decay_share * total_steps)
+    latest = {"step": halfway, "wsd": decay_start}.get(name, total_steps)
+    if not 0 <= warmup_steps <= latest:
+        raise ValueError(
+            f"the warm-up of {name} must be 0 to {latest} of the {total_steps} steps, not"
+            f" {warmup_steps}"
+        )
+    warm_up = optax.linear_schedule(0, peak, warmup_steps)
+    match name:
+        case "cosine":
+            return optax.warmup_cosine_decay_schedule(0, peak, warmup_steps, total_steps)
+        case "step":
+            parts = [warm_up, *(optax.constant_schedule(peak / 10**i) for i in range(3))]
+            boundaries = [warmup_steps, halfway, total_steps * 3 // 4]
+            return optax.join_schedules(parts, boundaries)
+        case "wsd":
+            decay = optax.linear_schedule(peak, 0, total_steps - decay_start)
+            parts = [warm_up, optax.constant_schedule(peak), decay]
+            return optax.join_schedules(parts, [warmup_steps, decay_start])
+        case "constant":
+            return optax.join_schedules([warm_up, optax.constant_schedule(peak)], [warmup_steps])
+    raise ValueError(f"there is no schedule {name!r}; there are {', '.join(SCHEDULES)}")
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of a parameter are a matrix's inputs and outputs; None if it is none."""
+    numbers = {2: optax.contrib.MuonDimensionNumbers(0, 1)}  # linear: inputs, outputs
+    numbers[4] = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)  # convolution: HWIO
+    return jax.tree.map(lambda x: numbers.get(x.ndim), params)

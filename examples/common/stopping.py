@@ -1,0 +1,57 @@
+"""Stopping on a signal, so that the program can save first; several processes stop as one."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class StopRequest:
+    """Whether a signal asked the program to save and stop, and which one.
+
+    Several processes get the answer yes at the same call, whichever of them had the signal.
+    """
+
+    signal: int | None = None
+    calls: int = 0
+
+    def __call__(self) -> bool:
+        self.calls += 1
+        if multihost_utils.reached_preemption_sync_point(self.calls):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Turns the first SIGINT or SIGTERM into a request to stop; a second SIGINT acts as usual.
+
+    So does a second SIGTERM, but after ``jax.distributed.initialize()``: then SIGTERM is JAX's,
+    which tells all processes and has them agree on a step to stop at.
+    """
+    request = StopRequest()
+    is_shared = jax.distributed.is_initialized()
+    numbers = (signal.SIGINT,) if is_shared else (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in numbers}
+
+    def restore():
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def on_signal(number, frame):
+        if is_shared:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            request.signal = number
+        restore()
+        os.write(2, b"\nSaving after this step, then stopping (once more: stop at once).\n")
+
+    for number in previous:
+        signal.signal(number, on_signal)
+    try:
+        yield request
+    finally:
+        restore()

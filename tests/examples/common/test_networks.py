@@ -1,0 +1,213 @@
+"""The image classifiers: published sizes, initial values, dtypes, BatchNorm and dropout."""
+
+import functools
+import math
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from examples.common.networks import (
+    MobileNet,
+    PyramidNet,
+    ResNet18,
+    VisionTransformer,
+    WideResNet,
+)
+
+FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
+IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+TINY = {
+    "resnet18": ResNet18(5, width=4, dtype=jnp.bfloat16),
+    "wide_resnet": WideResNet(5, depth=10, width=1, dtype=jnp.bfloat16),
+    "pyramidnet": PyramidNet(5, depth=8, alpha=9, dtype=jnp.bfloat16),
+    "mobilenet": MobileNet(5, width=1 / 8, stem_strides=1, dtype=jnp.bfloat16),
+    "transformer": VisionTransformer(
+        5, patch_size=4, width=32, depth=1, num_heads=2, dtype=jnp.bfloat16
+    ),
+}
+
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture(scope="module", params=TINY)
+def tiny(request, standard_promotion):
+    """A small model, its variables, and its logits and BatchNorm statistics after training."""
+    model = TINY[request.param]
+    variables = jax.jit(partial(model.init, is_training=False))(jax.random.key(0), IMAGES)
+    apply = jax.jit(partial(model.apply, is_training=True, mutable=["batch_stats"]))
+    return model, *jax.device_get((variables, *apply(variables, IMAGES)))
+
+
+@functools.cache
+def variable_shapes(model, size):
+    init = partial(model.init, is_training=False)
+    return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+
+
+def outputs_of_modules(model, variables, images):
+    """The shapes and dtypes of what each module of the model gives in evaluation."""
+    apply = partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
+    _, state = jax.eval_shape(partial(apply, is_training=False), variables, images)
+    outputs = traverse_util.flatten_dict(state["intermediates"])
+    return {path[0]: values[0] for path, values in outputs.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "count"),
+    [
+        # With 10 classes the sizes of kuangliu/pytorch-cifar's ResNet18 and MobileNet.
+        (ResNet18(10), 32, 11_173_962),
+        (ResNet18(100), 32, 11_220_132),
+        # 36.5 M: arXiv 1605.07146. Exact: wrn28_10_cifar10 and _cifar100 of osmr/imgclsmob.
+        (WideResNet(10), 32, 36_479_194),
+        (WideResNet(100), 32, 36_536_884),
+        # 28.3 M: arXiv 1610.02915. Exact: pyramidnet110_a270_cifar10 of osmr/imgclsmob;
+        # the layers of dyhan0920/PyramidNet-PyTorch add up to the same.
+        (PyramidNet(10), 32, 28_485_477),
+        # 4.2 M: arXiv 1704.04861.
+        (MobileNet(1000), 224, 4_231_976),
+        (MobileNet(10, stem_strides=1), 32, 3_217_226),
+        (MobileNet(200), 224, 3_411_976),
+        # 22 M: arXiv 2012.12877. Exact: deit_small_patch16_224.
+        (VisionTransformer(1000), 224, 22_050_664),
+        (VisionTransformer(10, patch_size=4), 32, 21_342_346),
+    ],
+    ids=lambda value: "" if hasattr(value, "num_classes") else str(value),
+)
+def test_the_number_of_parameters_is_the_published_one(model, size, count):
+    params = variable_shapes(model, size)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "convolutions", "channels"),
+    [
+        (ResNet18(10), 32, {32: 5, 16: 5, 8: 5, 4: 5}, 512),
+        (WideResNet(10, depth=10), 32, {32: 4, 16: 3, 8: 3}, 640),
+        (PyramidNet(10, depth=20), 32, {32: 7, 16: 6, 8: 6}, 286),
+        (PyramidNet(10, depth=8), 30, {30: 3, 15: 2, 8: 2}, 286),
+        (MobileNet(10, stem_strides=1), 32, {32: 3, 16: 4, 8: 4, 4: 12, 2: 4}, 1024),
+        (MobileNet(200), 224, {112: 3, 56: 4, 28: 4, 14: 12, 7: 4}, 1024),
+    ],
+    ids=["resnet18", "wide_resnet", "pyramidnet", "odd_sizes", "mobilenet", "mobilenet_224"],
+)
+def test_convolutions_by_the_size_of_their_output(model, size, convolutions, channels):
+    variables = variable_shapes(model, size)
+    outputs = outputs_of_modules(model, variables, jnp.zeros((1, size, size, 3)))
+    heights = [output.shape[1] for name, output in outputs.items() if name.startswith("Conv_")]
+    assert Counter(heights) == convolutions
+    assert variables["params"]["Dense_0"]["kernel"].shape == (channels, model.num_classes)
+
+
+def test_every_block_of_the_pyramid_adds_five_channels():
+    params = variable_shapes(PyramidNet(10), 32)["params"]
+    widths = [params[f"Conv_{index}"]["kernel"].shape[-1] for index in range(1, 109, 2)]
+    assert widths == list(range(21, 287, 5))
+
+
+@pytest.mark.parametrize(("size", "patch_size", "tokens"), [(224, 16, 197), (32, 4, 65)])
+def test_a_token_for_every_patch_and_one_for_the_class(size, patch_size, tokens):
+    model = VisionTransformer(10, patch_size=patch_size, depth=1)
+    assert variable_shapes(model, size)["params"]["position"].shape == (1, tokens, 384)
+
+
+def test_parameters_statistics_and_logits_are_float32_under_bfloat16(tiny):
+    model, variables, logits, changed = tiny
+    assert logits.shape == (2, 5)
+    assert logits.dtype == FLOAT32
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, changed))} == {FLOAT32}
+    outputs = outputs_of_modules(model, variables, IMAGES)
+    head = {"__call__", "Dense_0", "Dropout_0"}  # after the mean over pixels
+    if type(model) is VisionTransformer:
+        head = {"__call__", "Dense_2", "LayerNorm_2"}
+    assert {output.dtype for name, output in outputs.items() if name not in head} == {BFLOAT16}
+
+
+def test_batch_statistics_move_in_training_only(tiny):
+    model, variables, _, changed = tiny
+    assert ("batch_stats" in variables) == (type(model) is not VisionTransformer)
+    before = jax.tree.leaves(variables.get("batch_stats"))
+    for old, new in zip(before, jax.tree.leaves(changed), strict=True):
+        assert (old != new).any()
+    # Writing to a collection that is not mutable is an error.
+    jax.eval_shape(partial(model.apply, is_training=False), variables, IMAGES)
+
+
+def test_batch_statistics_keep_nine_tenths():
+    """On the first layer of a network whose parameters are all 1."""
+    model = WideResNet(5, depth=10, width=1)
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variable_shapes(model, 8))
+    apply = jax.jit(partial(model.apply, is_training=True, mutable=["batch_stats"]))
+    statistics = apply(ones, IMAGES)[1]["batch_stats"]["BatchNorm_0"]
+    padded = np.pad(IMAGES.sum(-1), [(0, 0), (1, 1), (1, 1)])
+    features = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2)).sum((-2, -1))
+    np.testing.assert_allclose(statistics["mean"], 0.9 + 0.1 * features.mean(), rtol=1e-5)
+    np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * features.var(), rtol=1e-5)
+
+
+def stated_deviation(path, shape, model):
+    """The standard deviation of the initial weights that the docstrings state."""
+    is_conv = path[0].startswith("Conv_")
+    if type(model) is VisionTransformer and not is_conv:
+        return 0.02
+    if type(model) is VisionTransformer or not is_conv:
+        return 1 / math.sqrt(3 * math.prod(shape[:-1]))  # uniform within ±1/√n
+    is_depthwise = type(model) is MobileNet and shape[2] == 1
+    return math.sqrt(2 / (shape[0] * shape[1] * (1 if is_depthwise else shape[3])))
+
+
+def test_initial_values_are_the_stated_ones(tiny):
+    model, variables, _, _ = tiny
+    for path, leaf in traverse_util.flatten_dict(variables["params"]).items():
+        if path[-1] in ("bias", "scale"):
+            assert (leaf == (path[-1] == "scale")).all()
+        else:
+            deviation = stated_deviation(path, leaf.shape, model)
+            assert abs(leaf.mean()) < 5 * deviation / math.sqrt(leaf.size), path
+            assert abs(leaf.std() - deviation) < 5 * deviation / math.sqrt(2 * leaf.size), path
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        WideResNet(5, depth=10, width=1, dropout=0.3),
+        VisionTransformer(5, patch_size=4, width=16, depth=1, num_heads=2, dropout=0.1),
+    ],
+    ids=["wide_resnet", "transformer"],
+)
+def test_dropout_is_drawn_in_training_only(model):
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape), jnp.float32),
+        variable_shapes(model, 8),
+    )
+
+    @jax.jit
+    def logits(key):
+        apply = partial(model.apply, is_training=True, mutable=["batch_stats"])
+        return apply(variables, IMAGES, rngs={"dropout": key})[0]
+
+    keys = jax.random.split(jax.random.key(0))
+    assert (logits(keys[0]) == logits(keys[0])).all()
+    assert (logits(keys[0]) != logits(keys[1])).any()
+    jax.eval_shape(partial(model.apply, is_training=False), variables, IMAGES)  # needs no key
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (WideResNet(5, depth=27), r"6 n \+ 4"),
+        (WideResNet(5, depth=4), r"6 n \+ 4"),
+        (PyramidNet(5, depth=111), r"6 n \+ 2"),
+        (VisionTransformer(5, patch_size=5), "do not tile"),
+    ],
+    ids=["wide_resnet", "no_blocks", "pyramidnet", "transformer"],
+)
+def test_impossible_sizes_are_errors(model, message):
+    with pytest.raises(ValueError, match=message):
+        variable_shapes(model, 8)
