@@ -133,7 +133,7 @@ def matrix_products(tx, width=64, **kwargs):
         )
 
     lowered = jax.jit(step).lower(params, tx.init(params), jnp.ones((128, width)))
-    return lowered.compile().as_text().count(" dot(")
+    return str(lowered.compile().as_text()).count(" dot(")
 
 
 def update_with(tx, **extra_args):

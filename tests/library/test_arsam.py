@@ -51,7 +51,7 @@ def test_arsam_equals_the_paper_over_300_steps(window, warmup, x64):
         expected = paper.update(i, lambda v: gradient(v, target), w, state.metrics.sampled)
         np.testing.assert_allclose(updates, expected, rtol=1e-12)
         reused += not np.array_equal(expected, gradient(w, target)) and not state.metrics.sampled
-        if paper.psf is not None:
+        if paper.c is not None and paper.psf is not None:
             np.testing.assert_allclose(state.sampling.ratio, paper.c, rtol=1e-5)
             if window != 0:
                 np.testing.assert_allclose(state.correction.psf, paper.psf, rtol=1e-12)

@@ -75,6 +75,7 @@ def test_a_resumed_policy_goes_on_as_it_would_have(signal):
     rng = np.random.default_rng(0)
     norms, ratios = np.exp(rng.normal(size=(2, 300))).astype(np.float32)
     rest = []
+    assert policy.record is not None
     for i in range(117, 300):
         norm = jnp.asarray(norms[i])
         sampled, state = policy.decide(state, jnp.int32(i), norm)
@@ -150,7 +151,7 @@ def test_bounded_reuse_descends_however_old_the_psf_is(bound):
     rng = np.random.default_rng(0)
     curvature = jnp.asarray(rng.normal(size=(6, 6)), jnp.float32)
     state = tx.init(jnp.zeros(6))
-    psf = None
+    psf = np.zeros(6)
     for step in range(15):
         w = jnp.asarray(rng.normal(size=6), jnp.float32)
         g = curvature @ w

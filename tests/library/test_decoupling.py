@@ -1,5 +1,7 @@
 """``decouple``: what sharpness adds goes past the base optimizer."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -108,8 +110,9 @@ def test_a_bad_perturbed_gradient_reaches_the_base_optimizer_and_no_buffer_of_th
     base = optax.apply_if_finite(BASE, 5)
     tx = arsam_jax.decouple(arsam_jax.arsam(0.1, 0.5, warmup_steps=9), base, 0.05)
     params = jnp.ones(3)
-    state = tx.init(params)
+    state: Any = tx.init(params)
     _, state = tx.update(params, state, params, grad_fn=lambda w: w)
+    after: Any
     updates, after = tx.update(params, state, params, grad_fn=lambda w: w * jnp.nan)
     chex.assert_trees_all_equal(updates, jnp.zeros(3))
     assert after.base.notfinite_count == 1

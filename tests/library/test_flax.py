@@ -278,7 +278,9 @@ def test_nnx_accumulates_over_microbatches_with_state_that_goes_on():
     for kind in (nnx.BatchStat, nnx.RngCount):  # of the clean pass alone, four times
         moved, expected = (nnx.to_pure_dict(nnx.state(m, kind)) for m in (model, by_hand))
         chex.assert_trees_all_close(moved, expected, rtol=1e-5)
-    assert model.dropout.rngs.count[...] == 4
+    rngs = model.dropout.rngs
+    assert rngs is not None
+    assert rngs.count[...] == 4
 
 
 @needs_nnx
