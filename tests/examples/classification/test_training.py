@@ -662,6 +662,6 @@ def test_a_wrong_or_damaged_checkpoint_is_an_error_and_stays(trainer, step_fn, r
         loop.train(trainer, step_fn, "arsam", (7,), tmp_path / "damaged")
     assert read_checkpoint(tmp_path / "wrong" / "seed7")[0] == 60
     steps = tmp_path / "wrong" / "seed7" / "steps.csv"
-    steps.write_text("".join(steps.open().readlines()[:40]))
+    steps.write_text("".join(steps.read_text().splitlines(keepends=True)[:40]))
     with pytest.raises(CheckpointError, match=r"steps.csv or .* is damaged: not the 60 steps"):
         loop.train(trainer, step_fn, "arsam", (7,), tmp_path / "wrong")
