@@ -1,0 +1,76 @@
+"""Compares methods on a task: trains, records, saves and resumes each of them with each seed.
+
+A task is a class with what ``trainer.Task`` lists. Its program is::
+
+    if __name__ == "__main__":
+        sys.exit(comparison.main(MyOptions, MyTask, "mytask"))
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import progress
+from rich.console import Console
+
+from examples.common.comparison import report
+from examples.common.comparison.options import Options, parse, write
+from examples.common.comparison.trainer import RESULT_FILE, Task, Trainer
+from examples.common.errors import CheckpointError, ConfigError, DataError, StoppedError
+from examples.common.stopping import stop_on_signal
+
+__all__ = ["Options", "Task", "Trainer", "main", "parse", "report"]
+
+
+def main(
+    options_type: type[Options],
+    make_task: Callable[[Any], Task],
+    name: str,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs the program of a task; returns its exit status."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        options = parse(options_type, name, arguments)
+        return _compare(options, make_task(options))
+    except (ConfigError, DataError, CheckpointError, OSError) as error:
+        console = Console(stderr=True, markup=False, highlight=False)
+        console.print(f"error: {error}", style="red", soft_wrap=True)
+        return 2
+
+
+def _compare(options: Options, task: Task) -> int:
+    """Trains what is not finished yet, and reports."""
+    folder, console = options.output / options.name, Console()
+    folder.mkdir(parents=True, exist_ok=True)
+    write(options)
+    trainer = Trainer(options, task)
+    columns = (
+        progress.TextColumn("{task.description}"),
+        *(progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn()),
+        progress.TextColumn("{task.fields[now]}"),
+    )
+    with stop_on_signal() as should_stop, progress.Progress(*columns, console=console) as bars:
+        for method in options.method:
+            for seed in options.seeds:
+                place = folder / method / f"seed{seed}"
+                if (place / RESULT_FILE).exists():
+                    continue
+                bar = bars.add_task(f"{method}, seed {seed}", total=trainer.total_steps, now="")
+
+                def show(step, loss, percent_sam, bar=bar):
+                    text = f"loss {loss:.3f}  {percent_sam:.0f} %SAM"
+                    bars.update(bar, completed=step, now=text)
+
+                try:
+                    trainer.train(method, seed, place, show, should_stop)
+                except StoppedError as error:
+                    bars.stop()
+                    resume = f"--resume --name {options.name}"
+                    if options.output != Path("runs"):
+                        resume += f" --output {options.output}"
+                    console.print(f"Saved and stopped: {error}. Go on with {resume}.")
+                    return 128 + (should_stop.signal or 0)
+    report.write(folder, task.measures, console)
+    return 0

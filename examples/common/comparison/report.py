@@ -1,0 +1,125 @@
+"""The report of a comparison: a table of means over seeds, curves, and the pictures of the runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from examples.common.records import write_json, write_text
+
+REPORT_FILE = "report.md"
+_CAPTION = (
+    "Mean ± standard error over seeds. %SAM: share of steps with a second gradient. Speed-up: of"
+    " the training over SAM's, without compilation and evaluation."
+)
+
+
+def write(folder: Path, measures: dict[str, tuple[str, str]], console: Console) -> None:
+    """Prints the table of a comparison; writes it with the curves as Markdown, and all as JSON.
+
+    Args:
+      folder: of the comparison; what is finished in it counts.
+      measures: of the task, see ``comparison.Task``.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    results = {
+        method: [
+            json.loads(path.read_text())
+            for seed in config["seeds"]
+            if (path := folder / method / f"seed{seed}" / "result.json").exists()
+        ]
+        for method in config["method"]
+    }
+    results = {method: own for method, own in results.items() if own}
+    columns = table(results, measures)
+    write_json(folder / "report.json", {"config": config, "table": columns, "runs": results})
+
+    shown = RichTable(title=config["name"])
+    for heading in columns:
+        shown.add_column(heading, justify="left" if heading == "method" else "right")
+    rows = list(zip(*columns.values(), strict=True))
+    for row in rows:
+        shown.add_row(*row)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)  # a file has no edge
+    console.print(shown)
+    console.print(_CAPTION, highlight=False, style="italic")
+
+    lines = [
+        "| " + " | ".join(cells) + " |"
+        for cells in (columns, ["---", *["--:"] * (len(columns) - 1)], *rows)
+    ]
+    parts = [f"# {config['name']}", "\n".join(lines), _CAPTION]
+    for picture in (_save_curves(folder, results), *sorted(folder.glob("*/seed*/*.png"))):
+        if picture is not None:
+            name = picture.relative_to(folder).as_posix()
+            parts.append(f"![{name}]({name})\n\n{name.removesuffix('.png')}")
+    settings = ", ".join(f"`{key}` {value}" for key, value in config.items())
+    write_text(folder / REPORT_FILE, "\n\n".join([*parts, f"Settings: {settings}."]) + "\n")
+    console.out(f"Report: {folder / REPORT_FILE}", highlight=False)
+
+
+def table(
+    results: dict[str, list[dict[str, Any]]], measures: dict[str, tuple[str, str]]
+) -> dict[str, list[str]]:
+    """Its columns by their headings; a row for each method."""
+    columns = {"method": list(results), "seeds": [str(len(own)) for own in results.values()]}
+    for name, (heading, template) in measures.items():
+        columns[heading] = [
+            _mean([run["measures"][name] for run in own], template) for own in results.values()
+        ]
+    speeds = {
+        method: np.mean([run["examples_per_second"] for run in own])
+        for method, own in results.items()
+    }
+    columns["%SAM"] = [
+        f"{np.mean([run['percent_sam'] for run in own]):.1f}" for own in results.values()
+    ]
+    columns["time"] = [
+        f"{np.mean([run['seconds'] for run in own]):.1f} s" for own in results.values()
+    ]
+    if "sam" in speeds:
+        columns["speed-up"] = [f"{speed / speeds['sam']:.2f}" for speed in speeds.values()]
+    return columns
+
+
+def _mean(values: list[float], template: str) -> str:
+    text = template.format(np.mean(values))
+    if len(values) > 1:
+        text += " ± " + template.format(np.std(values, ddof=1) / np.sqrt(len(values)))
+    return text
+
+
+def _save_curves(folder: Path, results: dict[str, list[dict[str, Any]]]) -> Path | None:
+    """Each quick measure against the time of training; None where nothing was measured on the way.
+
+    The curve of a method is the mean over its seeds.
+    """
+    curves = {m: own for m, own in results.items() if all(run["evaluations"] for run in own)}
+    if not curves:
+        return None
+    from matplotlib.figure import Figure
+
+    names = [n for n in next(iter(curves.values()))[0]["evaluations"][0] if n not in _PLACES]
+    figure = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
+    panels = np.ravel(figure.subplots(1, len(names)))
+    for axes, name in zip(panels, names, strict=True):
+        for method, own in curves.items():
+            rows = [run["evaluations"] for run in own]
+            seconds, values = (
+                np.mean([[row[key] for row in of_run] for of_run in rows], 0)
+                for key in ("seconds", name)
+            )
+            axes.plot(seconds, values, marker=".", label=method)
+        axes.set_xlabel("seconds of training")
+        axes.set_ylabel(name.replace("_", " "))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+_PLACES = ("step", "seconds")

@@ -1,0 +1,184 @@
+"""Comparing methods on a task: what is recorded, resumed, refused and reported, on a tiny one."""
+
+import itertools
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import arsam_jax.flax
+from examples.common import comparison, methods
+from examples.common.comparison import Options, Trainer
+from examples.common.errors import ConfigError, StoppedError
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(48, 4)).astype(np.float32)
+Y = np.tanh(X @ RNG.normal(size=4)).astype(np.float32)
+
+
+class Task:
+    """Regression with a network of 21 parameters."""
+
+    num_examples = len(X)
+    measures = {"loss": ("loss", "{:.3f}")}  # noqa: RUF012
+
+    def __init__(self, options):
+        self.options, self.model = options, nn.Sequential([nn.Dense(4), nn.tanh, nn.Dense(1)])
+
+    def new_state(self, tx, seed):
+        params = self.model.init(jax.random.key(seed), X[:1])["params"]
+        return arsam_jax.flax.TrainState.create(apply_fn=self.model.apply, params=params, tx=tx)
+
+    def batch(self, index):
+        return X[index], Y[index], index.astype(np.int32)
+
+    def train_step(self, state, batch, previous):
+        def losses(params, batch):
+            return jnp.square(self.model.apply({"params": params}, batch[0])[:, 0] - batch[1])
+
+        def value_and_grad(params, batch=batch):
+            return jax.value_and_grad(lambda params: losses(params, batch).mean())(params)
+
+        loss, grads = value_and_grad(state.params)
+        state = state.apply_gradients(
+            grads=grads,
+            grad_fn=lambda params: value_and_grad(params)[1],
+            previous_grad_fn=lambda params: value_and_grad(params, previous)[1],
+            example_loss_fn=losses,
+            batch=batch,
+            example_index=batch[2],
+        )
+        return state, loss
+
+    def evaluate(self, state):
+        return self.finish(state, None)
+
+    def finish(self, state, folder):
+        predicted = self.model.apply({"params": state.params}, X)[:, 0]
+        return {"loss": float(jnp.square(predicted - Y).mean())}
+
+
+OPTIONS = Options(
+    epochs=4, batch_size=8, learning_rate=0.05, rho=0.05, evaluate_every=2, name="tiny"
+)
+
+
+def run(folder, *arguments):
+    def make_task(options):
+        return Task(options)
+
+    common = [
+        "--output",
+        str(folder),
+        "--epochs",
+        "4",
+        "--batch-size",
+        "8",
+        "--evaluate-every",
+        "2",
+    ]
+    return comparison.main(Options, make_task, "tiny", [*common, *arguments])
+
+
+def test_a_comparison_leaves_a_table_and_all_numbers(tmp_path, capsys):
+    assert run(tmp_path, "--seeds", "0", "1") == 0
+    report = json.loads((tmp_path / "tiny/report.json").read_text())
+    assert report["table"]["method"] == ["base", "sam", "arsam"]
+    assert report["table"]["seeds"] == ["2"] * 3
+    assert report["table"]["%SAM"][:2] == ["0.0", "100.0"]
+    losses = [own["measures"]["loss"] for own in report["runs"]["sam"]]
+    mean, error = np.mean(losses), abs(losses[0] - losses[1]) / 2
+    assert report["table"]["loss"][1] == f"{mean:.3f} ± {error:.3f}"
+    assert [row["step"] for row in report["runs"]["sam"][0]["evaluations"]] == [12, 24]
+    text = (tmp_path / "tiny/report.md").read_text()
+    assert f"| sam | 2 | {mean:.3f} ± {error:.3f} | 100.0 |" in text
+    assert "![curves.png](curves.png)" in text
+    assert (tmp_path / "tiny/curves.png").exists()
+    assert "arsam" in capsys.readouterr().out
+
+    assert run(tmp_path) == 2
+    assert "is not empty. Go on with its runs" in capsys.readouterr().err
+    assert run(tmp_path, "--resume", "--rho", "0.3") == 2
+    assert "--rho 0.1 → 0.3" in capsys.readouterr().err
+    assert run(tmp_path, "--resume", "--method", "gsam", "--seeds", "0") == 0
+    report = json.loads((tmp_path / "tiny/report.json").read_text())
+    assert report["table"]["method"] == ["base", "sam", "arsam", "gsam"]
+    assert report["runs"]["sam"][0]["measures"]["loss"] == losses[0]
+
+
+def final(trainer, folder, method="arsam", **kwargs):
+    result = trainer.train(method, 3, folder, **kwargs)
+    return result["measures"], result["percent_sam"], (folder / "steps.csv").read_text()
+
+
+def test_an_interrupted_run_ends_at_the_same_bits(tmp_path):
+    trainer = Trainer(OPTIONS, Task(OPTIONS))
+    whole = final(trainer, tmp_path / "whole")
+    for stops in (7, 6, 5):
+        calls = iter(range(1, 100))
+        with pytest.raises(StoppedError, match="arsam, seed 3, at step"):
+            final(trainer, tmp_path / "parts", should_stop=lambda: next(calls) == stops)
+        if stops == 6:  # what was recorded after the checkpoint is of a lost future
+            with (tmp_path / "parts/steps.csv").open("a") as file:
+                file.write("14,0.5,1\n")
+    assert final(trainer, tmp_path / "parts") == whole
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_trains(method, tmp_path):
+    task = Task(OPTIONS)
+    trainer = Trainer(OPTIONS, task)
+    before = task.evaluate(trainer.new_state(method, 0))["loss"]
+    result = trainer.train(method, 0, tmp_path)
+    assert result["measures"]["loss"] < before
+    assert result["percent_sam"] > 0
+
+
+def test_the_previous_batch_is_that_of_the_step_before(tmp_path):
+    steps = []
+
+    class Recording(Trainer):
+        def step_fn(self, method, state, batch):
+            def step(state, batch, previous):
+                steps.append((batch[2].tolist(), previous[2].tolist()))
+                return state, jnp.zeros(2)
+
+            return step
+
+    Recording(OPTIONS, Task(OPTIONS)).train("sampa", 0, tmp_path)
+    assert len(steps) == 24
+    assert steps[0][0] == steps[0][1]
+    assert all(now[1] == before[0] for before, now in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "sma"), "--method: there is no sma; there are base, sam,"),
+        (("--optimizer", "adam"), "--optimizer: there is no adam; there are sgd, adamw"),
+        (("--rho", "-1"), "--rho must not be negative"),
+        (("--share", "0"), r"--share must be in \(0, 1\]"),
+        (("--warmup", "1"), r"--warmup must be in \[0, 1\)"),
+        (("--seeds", "1", "1"), "--seeds names one twice"),
+        (("--resume",), "there is no run to resume in"),
+        (("--name", "a/b"), "--name is one folder"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error(arguments, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        comparison.parse(Options, "tiny", ["--output", str(tmp_path), *arguments])
+
+
+def test_a_batch_that_cannot_be_is_an_error():
+    for changed, message in (
+        ({"batch_size": 49}, "more than the 48"),
+        ({"devices": 3}, "multiple"),
+    ):
+        options = Options(**{"epochs": 1, "batch_size": 8} | changed)
+        with pytest.raises(ConfigError, match=message):
+            Trainer(options, Task(options))
