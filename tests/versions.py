@@ -15,9 +15,10 @@ def cases(names):
     """Parameters of a test, skipped where they are about a regime that JAX does not have."""
 
     def marks(name):
-        if "shard_map" in str(name):
+        regime = name[-1] if isinstance(name, tuple) else name
+        if "shard_map" in regime:
             return needs_shard_map
-        return needs_set_mesh if "explicit" in str(name) or "jit sharded" in str(name) else ()
+        return needs_set_mesh if regime.startswith(("jit", "explicit")) else ()
 
     return [
         pytest.param(*(name if isinstance(name, tuple) else (name,)), marks=marks(name))
