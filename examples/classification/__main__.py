@@ -24,13 +24,14 @@ from rich.console import Console
 
 from arsam_jax.trajectory import START_EPOCH
 from examples.classification import history, loop, runs, settings
-from examples.classification.config import Config, to_dict
+from examples.classification.config import Config
 from examples.classification.data import datasets, noise
 from examples.classification.data.images import Dataset
 from examples.classification.methods import perturbation_size
 from examples.classification.trainer import Trainer
 from examples.common import processes
 from examples.common.errors import CheckpointError, ConfigError, DataError, StoppedError
+from examples.common.settings import resume_arguments, to_dict, write
 from examples.common.stopping import StopRequest, stop_on_signal
 
 _PROGRESS_COLUMNS = (
@@ -80,14 +81,14 @@ def _run(config: Config, prog: str) -> int:
         config.folder.mkdir(parents=True, exist_ok=True)
         if unfinished:
             runs.save_environment(config.folder, trainer)
-        settings.write(config)
+        write(config)
     console.print(_describe(config, trainer), highlight=False)
     with stop_on_signal() as stop:
         try:
             _run_all(unfinished, trainer, console, stop)
         except StoppedError as interrupted:
             console.print(f"Saved, and stopped {interrupted}. Go on with:", highlight=False)
-            command = shlex.join([*prog.split(), *settings.resume_arguments(config)])
+            command = shlex.join([*prog.split(), *resume_arguments(config)])
             console.print(f"  {command}", soft_wrap=True)
             return 128 + (stop.signal or 0)
     if processes.is_main() and not config.smoke:

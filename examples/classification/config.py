@@ -7,7 +7,7 @@ tables, see ``paper.py``.
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +141,6 @@ class Config:
 
 def folder_name(name: str, config: str, dataset: str) -> str:
     return name or Path(config).stem or dataset or Config.dataset
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The settings as JSON can hold them."""
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
 
 
 class Published(NamedTuple):

@@ -19,7 +19,6 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from examples.classification import plots, plots_comparison
-from examples.classification.config import to_dict
 from examples.classification.methods import OTHER_PRICES, perturbation_size
 from examples.classification.runs import (
     ENVIRONMENT_FILE,
@@ -34,7 +33,8 @@ from examples.classification.runs import (
     value_text,
 )
 from examples.common.errors import ConfigError
-from examples.common.records import write_json, write_text
+from examples.common.records import markdown_table, write_json, write_text
+from examples.common.settings import to_dict
 
 MARKDOWN_FILE = "report.md"
 JSON_FILE = "report.json"
@@ -113,7 +113,12 @@ def write(folders: Sequence[Path], console: Console, output: Path | None = None)
     captions = {path.name: plots.CAPTIONS[path.stem] for path in paths}
     differing = rows[0]["settings"]
     same = [f"`{n}` {value_text(v)}" for n, v in runs[0].settings.items() if n not in differing]
-    parts = [f"# {heading}", *descriptions, _markdown_table(columns), caption]
+    parts = [
+        f"# {heading}",
+        *descriptions,
+        markdown_table(columns, num_left=sum(_is_left(columns))),
+        caption,
+    ]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [f"![{text}]({name})\n\n{text}" for name, text in captions.items()]
     parts += ["## Settings", ", ".join(same) + "."]
@@ -325,13 +330,6 @@ def _numbers(run: Run) -> dict[str, Any]:
         "examples_a_perturbation": {m: perturbation_size(m, run.config) for m in run.results},
         **run.environment,
     }
-
-
-def _markdown_table(columns: dict[str, list[str]]) -> str:
-    alignment = ["---" if is_left else "--:" for is_left in _is_left(columns)]
-    cells = [[cell.replace("|", "\\|") for cell in column] for column in columns.values()]
-    lines = [columns.keys(), alignment, *zip(*cells, strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _rich_table(columns: dict[str, list[str]], heading: str) -> RichTable:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 
 from examples.classification import history, loop, settings
-from examples.classification.config import NOT_OF_RESULTS, Config, Published, to_dict
+from examples.classification.config import NOT_OF_RESULTS, Config, Published
 from examples.classification.methods import METHODS
 from examples.classification.trainer import Trainer
 from examples.common.errors import ConfigError
 from examples.common.records import Table, write_json
+from examples.common.settings import to_dict
 
 ENVIRONMENT_FILE = "environment.json"
 RUNS = Path("runs")
@@ -94,7 +95,7 @@ def read_run(folder: Path) -> Run:
     """
     if not (folder / settings.CONFIG_FILE).is_file():
         raise RunError(f"{folder} is no run folder: it has no {settings.CONFIG_FILE}")
-    config = settings.read(folder / settings.CONFIG_FILE)
+    config = settings.read(Config, folder / settings.CONFIG_FILE)
     results, unfinished = {}, []
     for method in dict.fromkeys((*config.method, *METHODS)):
         files = (folder / method).glob(f"seed*/{loop.RESULT_FILE}")

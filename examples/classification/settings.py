@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import difflib
-import json
 import runpy
 import typing
 from collections.abc import Sequence
@@ -13,19 +12,18 @@ from typing import Any
 import tyro
 
 from examples.classification import methods, paper
-from examples.classification.checks import check, flag
+from examples.classification.checks import check
 from examples.classification.config import (
     NOT_OF_RESULTS,
     Config,
     Published,
     folder_name,
-    to_dict,
 )
+from examples.common import settings
 from examples.common.errors import ConfigError
-from examples.common.records import write_json
+from examples.common.settings import CONFIG_FILE, read, to_dict
 
 PROG = "python -m examples.classification"
-CONFIG_FILE = "config.json"
 CONFIGS = Path(__file__).with_name("configs")
 
 
@@ -43,7 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     first, _ = peek.parse_known_args(arguments)
     file = first.output / folder_name(first.name, first.config, first.dataset) / CONFIG_FILE
     if first.resume and file.exists():
-        defaults = dataclasses.replace(read(file), resume=False)
+        defaults = dataclasses.replace(read(Config, file), resume=False)
         if first.config not in ("", defaults.config):
             raise ConfigError(f"{file.parent} is not of --config {first.config}; leave that out")
     elif first.config:
@@ -132,64 +130,10 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
 
 def check_folder(config: Config) -> None:
     """Raises ConfigError rather than overwrite a run, or resume what is none or is another."""
-    folder, file = config.folder, config.folder / CONFIG_FILE
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"--output: {path} is not a folder")
-    if config.resume:
-        if not file.exists():
-            raise ConfigError(f"there is no run to resume in {folder}")
-        stored, given = _results_settings(read(file)), _results_settings(config)
-        changed = [
-            f"--{flag(key)} {stored[key]} → {given[key]}"
-            for key in given
-            if key in stored and stored[key] != given[key]
-        ]
-        if changed:
-            raise ConfigError(f"a resumed run keeps its settings, but {', '.join(changed)}")
-    elif folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
-        raise ConfigError(
-            f"{folder} is not empty. Go on with its runs (or show finished ones again) with"
-            f" --resume, choose another --name, or delete the folder"
-        )
-
-
-def resume_arguments(config: Config) -> list[str]:
-    """The arguments with which to go on with the runs in the folder."""
-    arguments = ["--resume", "--name", config.folder.name]
-    return (
-        arguments if config.output == Path("runs") else [*arguments, "--output", str(config.output)]
-    )
-
-
-def write(config: Config) -> None:
-    """Writes the settings to the run folder; of a resumed run, with what else it is to train."""
     file = config.folder / CONFIG_FILE
-    if config.resume:
-        stored = read(file)
-        config = dataclasses.replace(
-            config,
-            method=tuple(dict.fromkeys((*stored.method, *config.method))),
-            seeds=tuple(dict.fromkeys((*stored.seeds, *config.seeds))),
-        )
-    write_json(file, to_dict(config))
-
-
-def read(file: Path) -> Config:
-    """The settings of a run, from its CONFIG_FILE.
-
-    Raises:
-      ConfigError: if the file is damaged, or of another version of this program.
-    """
-    try:
-        values = json.loads(file.read_text())
-        for name in ("method", "seeds", "augment"):
-            values[name] = tuple(values[name])
-        for name in ("data_dir", "data_files", "output"):
-            values[name] = None if values[name] is None else Path(values[name])
-        return Config(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{file} does not hold the settings of a run: {error!r}") from error
+    is_run = config.resume and file.exists()
+    stored = _results_settings(read(Config, file)) if is_run else None
+    settings.check_folder(config, stored, _results_settings(config))
 
 
 def _results_settings(config: Config) -> dict[str, Any]:

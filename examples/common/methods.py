@@ -6,7 +6,6 @@ from typing import NamedTuple, Protocol
 import optax
 
 import arsam_jax
-from arsam_jax.methods import METHODS as LISTED
 
 NUM_MICROBATCHES = 2
 SHARE_OF_EXAMPLES = 0.5  # of K-SAM and AUSAM
@@ -100,14 +99,6 @@ METHODS: dict[str, Callable[[Training], optax.GradientTransformation]] = {
         seed=t.seed,
     ),
 }
-
-VARIANTS = {"arsam_a": "arsam", "sparse_sam_dynamic": "sparse_sam"}
-"""Methods that other arguments make of one of the library."""
-
-
-def fact(method: str) -> arsam_jax.methods.Method:
-    """What the library's list says of a method."""
-    return LISTED[VARIANTS.get(method, method)]
 
 
 def make_method(

@@ -20,8 +20,7 @@ import numpy as np
 import optax
 
 import arsam_jax.flax
-from examples.common import comparison
-from examples.common.errors import ConfigError
+from examples.common import comparison, settings
 from examples.common.pipeline import Order
 from examples.language import data
 from examples.language.network import Transformer, adapted, make_adapters, rounded
@@ -201,18 +200,17 @@ class TrainState(arsam_jax.flax.TrainState):
 
 
 def _check(options: Options) -> None:
-    for name in ("length", "width", "depth", "heads", "fine_tuning_steps", "lora_rank"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
-    if options.width % options.heads:
-        raise ConfigError(f"--width {options.width} is no multiple of --heads {options.heads}")
-    if not 0 <= options.dropout < 1:
-        raise ConfigError(f"--dropout must be in [0, 1), not {options.dropout}")
-    if not 2 <= options.bits <= 8:
-        raise ConfigError(f"--bits must be 2 to 8, not {options.bits}")
-    for name in ("fine_tuning_rate", "lora_rate"):
-        if getattr(options, name) < 0:
-            raise ConfigError(f"--{name.replace('_', '-')} must not be negative")
+    settings.check_numbers(
+        options,
+        shares=("dropout",),
+        positive=("length", "width", "depth", "heads", "fine_tuning_steps", "lora_rank"),
+        not_negative=("fine_tuning_rate", "lora_rate"),
+    )
+    settings.require(
+        options.width % options.heads == 0,
+        f"--width {options.width} is no multiple of --heads {options.heads}",
+    )
+    settings.require(2 <= options.bits <= 8, f"--bits must be 2 to 8, not {options.bits}")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,18 @@ A task is a class with what ``trainer.Task`` lists. Its program is::
 """
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich import progress
 from rich.console import Console
 
 from examples.common.comparison import report
-from examples.common.comparison.options import Options, parse, write
+from examples.common.comparison.options import Options, parse
 from examples.common.comparison.trainer import RESULT_FILE, Task, Trainer
 from examples.common.errors import CheckpointError, ConfigError, DataError, StoppedError
+from examples.common.settings import resume_arguments, write
 from examples.common.stopping import stop_on_signal
 
 __all__ = ["Options", "Task", "Trainer", "main", "parse", "report"]
@@ -42,7 +43,7 @@ def main(
 
 def _compare(options: Options, task: Task) -> int:
     """Trains what is not finished yet, and reports."""
-    folder, console = options.output / options.name, Console()
+    folder, console = options.folder, Console()
     folder.mkdir(parents=True, exist_ok=True)
     write(options)
     trainer = Trainer(options, task)
@@ -67,9 +68,7 @@ def _compare(options: Options, task: Task) -> int:
                     trainer.train(method, seed, place, show, should_stop)
                 except StoppedError as error:
                     bars.stop()
-                    resume = f"--resume --name {options.name}"
-                    if options.output != Path("runs"):
-                        resume += f" --output {options.output}"
+                    resume = shlex.join(resume_arguments(options))
                     console.print(f"Saved and stopped: {error}. Go on with {resume}.")
                     return 128 + (should_stop.signal or 0)
     report.write(folder, task.measures, console)

@@ -2,21 +2,16 @@
 
 import argparse
 import dataclasses
-import json
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from examples.common import methods
-from examples.common.errors import ConfigError
+from examples.common import methods, settings
 from examples.common.optimizers import OPTIMIZERS, SCHEDULES
-from examples.common.records import write_json
 
 BASE = "base"
-_CONFIG_FILE = "config.json"
 _NOT_OF_RESULTS = {"method", "seeds", "devices", "checkpoint_seconds", "output", "name", "resume"}
 
 
@@ -73,6 +68,10 @@ class Options:
     resume: bool = False
     """Go on in OUTPUT/NAME, with its settings; --method and --seeds may change."""
 
+    @property
+    def folder(self) -> Path:
+        return self.output / self.name
+
 
 def parse(options_type: type[Options], name: str, arguments: Sequence[str] | None = None) -> Any:
     """Reads the command line; of a resumed run, its settings are the defaults.
@@ -85,8 +84,8 @@ def parse(options_type: type[Options], name: str, arguments: Sequence[str] | Non
     peek.add_argument("--output", nargs="?", type=Path, default=Path("runs"), const=Path("runs"))
     peek.add_argument("--resume", action="store_true")
     first, _ = peek.parse_known_args(arguments)
-    file = first.output / first.name / _CONFIG_FILE
-    stored = _read(options_type, file) if first.resume and file.exists() else None
+    file = first.output / first.name / settings.CONFIG_FILE
+    stored = settings.read(options_type, file) if first.resume and file.exists() else None
     defaults = stored or dataclasses.replace(options_type(), name=name)
     options = tyro.cli(
         options_type, args=arguments, default=defaults, prog=f"python -m examples.{name}"
@@ -94,92 +93,31 @@ def parse(options_type: type[Options], name: str, arguments: Sequence[str] | Non
     if "all" in options.method:
         options = dataclasses.replace(options, method=(BASE, *methods.METHODS))
     check(options)
-    _check_folder(options, stored)
+    settings.check_folder(
+        options, None if stored is None else _results_settings(stored), _results_settings(options)
+    )
     return options
 
 
 def check(options: Options) -> None:
     """Raises ConfigError for values out of range."""
 
-    def require(is_met: bool, message: str) -> None:
-        if not is_met:
-            raise ConfigError(message)
-
-    known = (BASE, *methods.METHODS)
-    unknown = [method for method in options.method if method not in known]
-    require(
-        not unknown, f"--method: there is no {', '.join(unknown)}; there are {', '.join(known)}"
+    settings.require_known("method", options.method, (BASE, *methods.METHODS))
+    settings.require_known("optimizer", (options.optimizer,), OPTIMIZERS)
+    settings.require_known("schedule", (options.schedule,), SCHEDULES)
+    settings.check_numbers(
+        options,
+        shares=("warmup", "momentum"),
+        positive=("epochs", "batch_size", "segment_length"),
+        not_negative=(
+            *("learning_rate", "weight_decay", "rho", "alpha", "reuse_steps"),
+            *("evaluate_every", "devices", "checkpoint_seconds"),
+        ),
     )
-    for name, values in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-        value = getattr(options, name)
-        require(value in values, f"--{name}: there is no {value}; there are {', '.join(values)}")
-    for name in ("method", "seeds"):
-        values = getattr(options, name)
-        require(len(values) > 0, f"--{name} needs at least one value")
-        require(len(set(values)) == len(values), f"--{name} names one twice")
-    require(all(0 <= seed < 2**32 for seed in options.seeds), "--seeds must be in [0, 2**32)")
-    for name in ("epochs", "batch_size", "segment_length"):
-        require(getattr(options, name) >= 1, f"--{_flag(name)} must be at least 1")
-    for name in (
-        *("learning_rate", "weight_decay", "rho", "alpha", "reuse_steps"),
-        *("evaluate_every", "devices", "checkpoint_seconds"),
-    ):
-        require(getattr(options, name) >= 0, f"--{_flag(name)} must not be negative")
-    for name in ("warmup", "momentum"):
-        require(0 <= getattr(options, name) < 1, f"--{name} must be in [0, 1)")
-    require(0 < options.share <= 1, "--share must be in (0, 1]")
-    require("/" not in options.name and options.name not in ("", ".", ".."), "--name is one folder")
+    is_folder = "/" not in options.name and options.name not in ("", ".", "..")
+    settings.require(is_folder, "--name is one folder name")
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _read(options_type: type[Options], file: Path) -> Options:
-    """The settings of a run."""
-    try:
-        values = json.loads(file.read_text())
-        kinds = typing.get_type_hints(options_type)
-        for name, kind in kinds.items():
-            if typing.get_origin(kind) is tuple:
-                values[name] = tuple(values[name])
-            elif Path in (kind, *typing.get_args(kind)) and values[name] is not None:
-                values[name] = Path(values[name])
-        return options_type(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{file} does not hold the settings of a run: {error!r}") from error
-
-
-def _check_folder(options: Options, stored: Options | None) -> None:
-    folder = options.output / options.name
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"--output: {path} is not a folder")
-    if not options.resume:
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(
-                f"{folder} is not empty. Go on with its runs (or show finished ones again) with"
-                " --resume, choose another --name, or delete the folder"
-            )
-        return
-    if stored is None:
-        raise ConfigError(f"there is no run to resume in {folder}")
-    before, now = dataclasses.asdict(stored), dataclasses.asdict(options)
-    changed = [
-        f"--{_flag(key)} {before[key]} → {now[key]}"
-        for key in now
-        if key not in _NOT_OF_RESULTS and before[key] != now[key]
-    ]
-    if changed:
-        raise ConfigError(f"a resumed run keeps its settings, but {', '.join(changed)}")
-
-
-def write(options: Options) -> None:
-    """Writes them to the run's folder; what it trained before is still of this comparison."""
-    file = options.output / options.name / _CONFIG_FILE
-    own = dataclasses.asdict(dataclasses.replace(options, resume=False))
-    if options.resume:
-        stored = json.loads(file.read_text())
-        for key in ("method", "seeds"):
-            own[key] = list(dict.fromkeys((*stored[key], *own[key])))
-    write_json(file, own)
+def _results_settings(options: Options) -> dict[str, Any]:
+    values = settings.to_dict(options)
+    return {key: value for key, value in values.items() if key not in _NOT_OF_RESULTS}

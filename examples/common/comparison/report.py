@@ -8,7 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from examples.common.records import write_json, write_text
+from examples.common.comparison.trainer import RESULT_FILE
+from examples.common.records import markdown_table, write_json, write_text
+from examples.common.settings import CONFIG_FILE
 
 REPORT_FILE = "report.md"
 _CAPTION = (
@@ -24,12 +26,12 @@ def write(folder: Path, measures: dict[str, tuple[str, str]], console: Console) 
       folder: of the comparison; what is finished in it counts.
       measures: of the task, see ``comparison.Task``.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / CONFIG_FILE).read_text())
     results = {
         method: [
             json.loads(path.read_text())
             for seed in config["seeds"]
-            if (path := folder / method / f"seed{seed}" / "result.json").exists()
+            if (path := folder / method / f"seed{seed}" / RESULT_FILE).exists()
         ]
         for method in config["method"]
     }
@@ -40,19 +42,14 @@ def write(folder: Path, measures: dict[str, tuple[str, str]], console: Console) 
     shown = RichTable(title=config["name"])
     for heading in columns:
         shown.add_column(heading, justify="left" if heading == "method" else "right")
-    rows = list(zip(*columns.values(), strict=True))
-    for row in rows:
+    for row in zip(*columns.values(), strict=True):
         shown.add_row(*row)
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a file has no edge
     console.print(shown)
     console.print(_CAPTION, highlight=False, style="italic")
 
-    lines = [
-        "| " + " | ".join(cells) + " |"
-        for cells in (columns, ["---", *["--:"] * (len(columns) - 1)], *rows)
-    ]
-    parts = [f"# {config['name']}", "\n".join(lines), _CAPTION]
+    parts = [f"# {config['name']}", markdown_table(columns), _CAPTION]
     for picture in (_save_curves(folder, results), *sorted(folder.glob("*/seed*/*.png"))):
         if picture is not None:
             name = picture.relative_to(folder).as_posix()

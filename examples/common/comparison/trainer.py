@@ -178,7 +178,9 @@ class Trainer:
                 if is_evaluation:
                     evaluations.append({"step": step, "seconds": seconds} | task.evaluate(state))
                 percent_sam = 100 * float(np.mean(steps.column("sampled")))
-                on_progress(step, float(np.mean(steps.column("loss")[-50:])), percent_sam)
+                on_progress(
+                    step, float(np.mean(steps.column("loss")[-_STEPS_PER_FETCH:])), percent_sam
+                )
                 is_time_over = time.perf_counter() - last_save >= options.checkpoint_seconds
                 if is_end or is_stopping or is_time_over:
                     steps.save()  # first: what it holds beyond the checkpoint is dropped

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from examples.classification import history, loop, plots, plots_comparison, report, runs, settings
-from examples.classification.config import Config, to_dict
+from examples.classification.config import Config
 from examples.common import records
+from examples.common.settings import to_dict
 
 STEPS, EPOCHS = 12, 3
 DEVICE = {"platform": "gpu", "kind": "H100", "devices": 1, "processes": 1, "cpu_cores": 16}

@@ -18,11 +18,12 @@ import pytest
 import arsam_jax
 from examples.classification import loop, methods, models, plots, settings
 from examples.classification.__main__ import _without_term, load, main
-from examples.classification.config import to_dict
+from examples.classification.config import Config
 from examples.classification.data import datasets
 from examples.classification.trainer import STEP_METRICS, Trainer
 from examples.common import checkpoints, records
 from examples.common.errors import CheckpointError, ConfigError, StoppedError
+from examples.common.settings import to_dict
 
 LONG = 600  # seconds; the machine may be busy with other work
 ROOT = Path(__file__).parents[3]
@@ -239,7 +240,7 @@ def test_end_to_end(data_dir, tmp_path, capsys, monkeypatch):
         assert main([*arguments, "--resume", *named, *changed]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
     assert main([*arguments, "--resume", "--seeds", "2", "--method", "sgd"]) == 0
-    stored = settings.read(folder / settings.CONFIG_FILE)
+    stored = settings.read(Config, folder / settings.CONFIG_FILE)
     assert (stored.method, stored.seeds) == (("sgd", "sam", "arsam"), (0, 1, 2))
     environment = json.loads((folder / "environment.json").read_text())
     environment["data"]["training_images"] = 999
