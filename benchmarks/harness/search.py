@@ -51,12 +51,14 @@ class Study(NamedTuple):
       group: of runs that follow one another, those of one group are done in one process, which
         can keep what it compiled.
       seconds: of a run, roughly.
+      measure: the column that is shown on the way.
     """
 
     run: type
     execute: Callable[[Any], dict[str, Any]]
     group: Callable[[Any], tuple[Hashable, ...]]
     seconds: Callable[[Any], float]
+    measure: str = "accuracy"
 
 
 def halton(index: int, base: int) -> float:
@@ -162,11 +164,12 @@ class _Left(Progress):
         self.update(self._task, advance=1, left=_duration(rest))
 
     def print_group(self, group: Sequence[Any], rows: Sequence[dict[str, Any]]) -> None:
-        accuracies = [row["accuracy"] for row in rows]
+        measure = self._study.measure
+        values = [row[measure] for row in rows]
         name = " ".join(x if isinstance(x, str) else f"{x:g}" for x in self._study.group(group[0]))
         self.console.print(
-            f"{name}: accuracy {statistics.fmean(accuracies):.2f}, best {max(accuracies):.2f},"
-            f" {len(group)} runs, {self.tasks[0].fields['left']}",
+            f"{name}: {measure} {statistics.fmean(values):.4g}, {min(values):.4g} to"
+            f" {max(values):.4g}, {len(group)} runs, {self.tasks[0].fields['left']}",
             highlight=False,
             soft_wrap=True,
         )

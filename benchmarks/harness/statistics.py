@@ -28,7 +28,7 @@ NOTHING = Estimate(math.nan, math.nan)
 
 def mean_and_std(values: Sequence[float]) -> Estimate:
     """The mean and, in place of its error, the standard deviation."""
-    spread = statistics.stdev(values) if len(values) > 1 else math.nan
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return Estimate(statistics.fmean(values) if values else math.nan, spread)
 
 

@@ -15,13 +15,13 @@ from rich import progress
 from rich.console import Console
 
 from examples.common.comparison import report
-from examples.common.comparison.options import Options, parse
+from examples.common.comparison.options import BASE, Options, parse
 from examples.common.comparison.trainer import RESULT_FILE, Task, Trainer
 from examples.common.errors import CheckpointError, ConfigError, DataError, StoppedError
 from examples.common.settings import resume_arguments, write
 from examples.common.stopping import stop_on_signal
 
-__all__ = ["Options", "Task", "Trainer", "main", "parse", "report"]
+__all__ = ["BASE", "Options", "Task", "Trainer", "main", "parse", "report"]
 
 
 def main(

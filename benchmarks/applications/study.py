@@ -1,0 +1,172 @@
+"""The protocol of the study of the applications: what is searched, what is run, and how.
+
+A setting is a learning rate and a radius. The search climbs a ladder of powers of two from the
+defaults of the program: it looks at the neighbours of the best setting so far, and ends where none
+of them is better, so never at an edge. It starts for SAM at the learning rate that was best for the
+base optimizer. Its seeds serve nothing else, and it sees held-out training examples alone.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+
+from benchmarks.harness import search, table
+from examples.common import comparison, methods
+from examples.common.comparison import BASE
+from examples.language.__main__ import Language
+from examples.language.__main__ import Options as LanguageOptions
+
+SEARCHED = (BASE, "sam")  # every other method has SAM's setting
+RESULTS = ("percent_sam", "seconds", "steps", "train_loss")
+
+
+class Application(NamedTuple):
+    """A program of ``examples``.
+
+    Attributes:
+      options: the type of its settings.
+      task: makes the task of them; the first of its ``measures`` decides the search.
+      goal: what is better of that measure, ``min`` or ``max``.
+    """
+
+    options: type[comparison.Options]
+    task: Any
+    goal: Callable[..., Any]
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(self.task.measures)
+
+
+APPLICATIONS = {
+    "language": Application(LanguageOptions, Language, min),
+}
+
+
+class Setting(NamedTuple):
+    """What is searched; the radius is 0 where there is none."""
+
+    learning_rate: float
+    rho: float
+
+
+class Run(NamedTuple):
+    """What identifies a run."""
+
+    stage: str
+    application: str
+    method: str
+    learning_rate: float
+    rho: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the benchmark."""
+
+    application: Annotated[str, tyro.conf.Positional] = "language"
+    """A program of examples: language, segmentation, pose or quantization."""
+    folder: Path = table.RESULTS / "applications"
+    """Of the results: a CSV file of the name of the program, and beside it figure and tables."""
+    workers: int = 1
+    """Processes, each pinned to one core; 0 runs in the program's own."""
+    methods: tuple[str, ...] = (BASE, "sam", "arsam", "budgeted_sam")
+    """What is run; base and sam are searched in any case."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Of the reported runs."""
+    tuning_seeds: tuple[int, ...] = (100, 101, 102)
+    """Of the search."""
+
+    def __post_init__(self):
+        if self.application not in APPLICATIONS:
+            raise SystemExit(f"{self.application!r} is none of {', '.join(APPLICATIONS)}")
+        search.check_names(self, methods=(BASE, *methods.METHODS))
+        if {*self.seeds} & {*self.tuning_seeds}:
+            raise SystemExit("--seeds: some are --tuning-seeds, which are for the search alone")
+
+    @property
+    def results(self) -> search.Options:
+        return search.Options(self.folder / f"{self.application}.csv", self.workers)
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """Trains; returns the row of the CSV file."""
+    trainer = _trainer(run._replace(seed=0))
+    with tempfile.TemporaryDirectory() as folder:
+        result = trainer.train(run.method, run.seed, Path(folder))
+    values = {name: result[name] for name in RESULTS} | result["measures"]
+    return run._asdict() | values | table.provenance()
+
+
+@functools.lru_cache(maxsize=1)  # runs of one setting follow one another and compile once
+def _trainer(run: Run) -> comparison.Trainer:
+    options = to_options(run)
+    return comparison.Trainer(options, APPLICATIONS[run.application].task(options))
+
+
+def to_options(run: Run) -> comparison.Options:
+    """The settings of the program: its defaults, but for what the run says."""
+    own = {"rho": run.rho} if run.method != BASE else {}
+    return dataclasses.replace(
+        APPLICATIONS[run.application].options(),
+        learning_rate=run.learning_rate,
+        validation=run.stage == "search",
+        checkpoint_seconds=1e9,  # at the end alone
+        **own,
+    )
+
+
+STUDY = search.Study(
+    run=Run,
+    execute=execute,
+    group=lambda run: run[:-1],
+    seconds=lambda run: 2.0 if run.method == "sam" else 1.3 if run.method != BASE else 1.0,
+)
+
+
+def start(application: str) -> Setting:
+    options = APPLICATIONS[application].options()
+    return Setting(options.learning_rate, options.rho)
+
+
+def neighbours(setting: Setting) -> list[Setting]:
+    """Twice and half of each number that is not 0."""
+    return [
+        setting._replace(**{name: float(f"{value * factor:.6g}")})
+        for name, value in setting._asdict().items()
+        for factor in (0.5, 2)
+        if value
+    ]
+
+
+def find(options: Options, study: search.Study, method: str, first: Setting) -> Setting:
+    """The best setting of ``base`` or ``sam``. A measure that is no number is the worst."""
+    sign = 1 if APPLICATIONS[options.application].goal is max else -1
+    best, setting = first, None
+    while best != setting:
+        setting = best
+        tried = [setting, *neighbours(setting)]
+        runs = {s: runs_of(options, "search", method, s, options.tuning_seeds) for s in tried}
+        done = search.run_all(itertools.chain(*runs.values()), study, options.results)
+
+        def score(setting, runs=runs, done=done):
+            mean = sign * statistics.fmean(done[run][study.measure] for run in runs[setting])
+            return -math.inf if math.isnan(mean) else mean
+
+        best = max(tried, key=score)
+    return best
+
+
+def runs_of(
+    options: Options, stage: str, method: str, setting: Setting, seeds: tuple[int, ...]
+) -> list[Run]:
+    return [Run(stage, options.application, method, *setting, seed) for seed in seeds]
