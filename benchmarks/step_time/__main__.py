@@ -18,7 +18,7 @@ import functools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -31,7 +31,7 @@ import arsam_jax
 from arsam_jax import sampling
 from arsam_jax.convolutions import fast_convolutions
 from benchmarks.harness import table
-from benchmarks.harness.networks import NETWORKS, NUM_CLASSES
+from benchmarks.harness.networks import NETWORKS, NUM_CLASSES, Network
 
 COMPARISONS = (
     # what, in units of, the limit that the project holds itself to
@@ -119,7 +119,7 @@ def main(options: Options) -> None:
     common = {"cores": options.cores, "batch_size": options.batch_size} | table.provenance()
     is_cpu = jax.default_backend() == "cpu"
     for model in options.models or tuple(NETWORKS)[: 3 if is_cpu else None]:
-        steps, params_bytes = make_steps(model, options.batch_size, options.scanned_steps)
+        steps, params_bytes = make_steps(NETWORKS[model], options.batch_size, options.scanned_steps)
         print(f"\n{model}, batch {options.batch_size}, {options.cores or 'all'} core(s),", end=" ")
         print(f"{common['device']}, {params_bytes / 4:,.0f} parameters")
         print(f"{'':9}{'what':27}{'in units of':19}{'ratio':>8}{'quartiles':>16}{'limit':>7}")
@@ -159,22 +159,9 @@ def measure(steps: dict[str, Step], params_bytes: int, options: Options):
     yield from time_rows("time", COMPARISONS, runs, options.pairs, 1)
     yield from time_rows("scanned", SCANNED, scans, options.scanned_pairs, options.scanned_steps)
 
-    def trace(name):
-        jax.clear_caches()
-        steps[name].lower()
-
-    def compile_anew(name):
-        jax.clear_caches()
-        steps[name].lower().compile()
-
     name, limits = COMPILED
-    for kind, limit, make in zip(
-        ("tracing", "compile"), limits, (trace, compile_anew), strict=True
-    ):
-        for unit in SAMS if options.compilations else ():
-            pair = functools.partial(make, name), functools.partial(make, unit)
-            ratios, seconds = compare(*pair, options.compilations, warm_up=0)
-            yield columns(kind, name, unit, limit, ratios, f"{seconds:.2f} s")
+    for unit in SAMS:
+        yield from compile_rows(steps, name, unit, limits, options)
     peaks = {name: needed_bytes(steps[name].lower().compile()) for name in {*dict(MEMORY), *SAMS}}
     for unit in SAMS:
         for name, buffers in MEMORY:
@@ -183,6 +170,22 @@ def measure(steps: dict[str, Step], params_bytes: int, options: Options):
                 limit = round(1 + buffers * params_bytes / peaks[unit], 4)
                 value = f"{peaks[name]} bytes, {extra:+.2f} × params"
                 yield columns("memory", name, unit, limit, [peaks[name] / peaks[unit]], value)
+
+
+def compile_rows(steps: dict[str, Step], name, unit, limits, options):
+    """Yields the columns of tracing, and of tracing and compilation."""
+
+    def trace(name):
+        jax.clear_caches()
+        return steps[name].lower()
+
+    for kind, limit, make in zip(
+        ("tracing", "compile"), limits, (trace, lambda name: trace(name).compile()), strict=True
+    ):
+        if options.compilations:
+            pair = functools.partial(make, name), functools.partial(make, unit)
+            ratios, seconds = compare(*pair, options.compilations, warm_up=0)
+            yield columns(kind, name, unit, limit, ratios, f"{seconds:.2f} s")
 
 
 def time_rows(kind, comparisons, calls: dict[str, Callable], pairs: int, steps_per_call: int):
@@ -243,17 +246,19 @@ def compare(
     return ratios, statistics.median(times)
 
 
-def make_steps(model: str, batch_size: int, scanned_steps: int) -> tuple[dict[str, Step], int]:
-    """The steps to compare by name, and the size of the parameters in bytes."""
-    network, image = NETWORKS[model]
+def make_steps(
+    network: Network, batch_size: int, scanned_steps: int, names: Collection[str] = ()
+) -> tuple[dict[str, Step], int]:
+    """The steps to compare by name, those in ``names`` if any are, and the parameters' bytes."""
+    module, image = network
     key = jax.random.key(0)
     images = jax.random.normal(key, (batch_size, *image))
     labels = jax.random.randint(key, (batch_size,), 0, NUM_CLASSES)
-    variables = jax.jit(network.init)(key, images)
+    variables = jax.jit(module.init)(key, images)
 
     def gradient(params, batch_stats):
         def loss_fn(params):
-            logits, changed = network.apply(
+            logits, changed = module.apply(
                 {"params": params, "batch_stats": batch_stats}, images, mutable=["batch_stats"]
             )
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -300,6 +305,7 @@ def make_steps(model: str, batch_size: int, scanned_steps: int) -> tuple[dict[st
     steps = {
         name: make_step(tx, just_sampled if name == "arsam reuse step" else lambda state: state)
         for name, tx in make_optimizers().items()
+        if not names or name in names
     }
     return steps, sum(x.nbytes for x in jax.tree.leaves(variables["params"]))
 

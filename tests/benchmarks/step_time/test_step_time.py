@@ -1,14 +1,17 @@
 """The benchmark of a step: its steps do what they are called, each comparison has a row."""
 
 import csv
+import dataclasses
+import math
 import types
 
 import jax
 import pytest
 
 import arsam_jax
-from benchmarks.harness.networks import MLP, NETWORKS, Network
+from benchmarks.harness.networks import MLP, Network
 from benchmarks.step_time import __main__ as step_time
+from benchmarks.step_time import growth
 from benchmarks.step_time.__main__ import (
     COMPARISONS,
     COMPILED,
@@ -20,6 +23,7 @@ from benchmarks.step_time.__main__ import (
 )
 
 STEPS = 8
+TINY = Network(MLP((4,)), (2, 2, 1))
 SAMPLED = {  # of these steps
     "sgd": None,
     "sgd again": None,
@@ -39,9 +43,7 @@ SAMPLED = {  # of these steps
 @pytest.fixture(scope="module")
 def steps():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(NETWORKS, "tiny", Network(MLP((4,)), (2, 2, 1)))
-            steps, _ = step_time.make_steps("tiny", 2, STEPS)
+        steps, _ = step_time.make_steps(TINY, 2, STEPS)
         assert set(steps) == set(SAMPLED)
         yield steps
 
@@ -80,11 +82,38 @@ def test_a_row_for_each_comparison(tmp_path, monkeypatch):
     assert [(row["measure"], row["step"], row["unit"]) for row in rows] == [
         *(("time", *names[:2]) for names in COMPARISONS),
         *(("scanned", *names[:2]) for names in SCANNED),
-        *((kind, COMPILED[0], sam) for kind in ("tracing", "compile") for sam in SAMS),
+        *((kind, COMPILED[0], sam) for sam in SAMS for kind in ("tracing", "compile")),
         *(("memory", name, sam) for sam in SAMS for name, _ in MEMORY if name != sam),
     ]
     with Options().csv.open() as file:
         assert set(rows[0]) == set(csv.DictReader(file).fieldnames or ())
+
+
+def test_growth_has_a_row_for_each_comparison_and_a_figure(tmp_path):
+    options = growth.Options(layers=(1, 2), parameters=(1e4,), pairs=2, cores=0, folder=tmp_path)
+    options = dataclasses.replace(options, batch_size=2, compilations=1)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        growth.main(options)
+    with (tmp_path / "growth.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    sizes = [("arrays", "7"), ("arrays", "10"), ("parameters", "9706")]
+    expected = [(*size, "time", *pair) for size in sizes for pair in growth.COMPARISONS]
+    expected += [
+        (*size, kind, *growth.COMPILED) for size in sizes[:2] for kind in ("tracing", "compile")
+    ]
+    names = ("growth", "size", "measure", "step", "unit")
+    assert sorted(tuple(row[n] for n in names) for row in rows) == sorted(expected)
+    assert (tmp_path / "growth.png").exists()
+
+
+def test_parameters_of_the_growing_network_are_as_many_as_asked_for():
+    for wanted in growth.Options().parameters:
+        module, image = growth.wide(wanted)
+        images = jax.ShapeDtypeStruct((1, *image), "float32")
+        with jax.numpy_rank_promotion("allow"):
+            shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+        assert abs(count / wanted - 1) < 0.05
 
 
 def test_a_scan_is_whole_periods():
