@@ -101,7 +101,6 @@ def parse(options_type: type[Options], name: str, arguments: Sequence[str] | Non
 
 def check(options: Options) -> None:
     """Raises ConfigError for values out of range."""
-
     settings.require_known("method", options.method, (BASE, *methods.METHODS))
     settings.require_known("optimizer", (options.optimizer,), OPTIMIZERS)
     settings.require_known("schedule", (options.schedule,), SCHEDULES)
@@ -113,6 +112,10 @@ def check(options: Options) -> None:
             *("learning_rate", "weight_decay", "rho", "alpha", "reuse_steps"),
             *("evaluate_every", "devices", "checkpoint_seconds"),
         ),
+    )
+    settings.require(
+        options.optimizer == "sgd" or options.momentum == Options.momentum,
+        f"--momentum is for --optimizer sgd; {options.optimizer} has averages of its own",
     )
     is_folder = "/" not in options.name and options.name not in ("", ".", "..")
     settings.require(is_folder, "--name is one folder name")

@@ -161,6 +161,7 @@ def test_the_previous_batch_is_that_of_the_step_before(tmp_path):
     [
         (("--method", "sma"), "--method: there is no sma; there are base, sam,"),
         (("--optimizer", "adam"), "--optimizer: there is no adam; there are sgd, adamw"),
+        (("--optimizer", "lion", "--momentum", "0.8"), "--momentum is for --optimizer sgd; lion"),
         (("--rho", "-1"), "--rho must not be negative"),
         (("--share", "0"), r"--share must be in \(0, 1\]"),
         (("--warmup", "1"), r"--warmup must be in \[0, 1\)"),
