@@ -54,9 +54,8 @@ def test_muon_takes_convolutions_as_matrices_of_their_output_channels():
 
 def test_momentum_is_of_sgd():
     tx = optimizers.make_optimizer("sgd", 0.1, momentum=0.5)
-    state = tx.init(PARAMS)
-    for _ in range(2):
-        updates, state = tx.update(GRADS, state, PARAMS)
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    updates, _ = tx.update(GRADS, state, PARAMS)
     np.testing.assert_allclose(updates["bias"], -0.1 * 1.5 * GRADS["bias"], rtol=1e-6)
 
 
