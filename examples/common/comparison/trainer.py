@@ -90,6 +90,7 @@ class Trainer:
                 options.learning_rate,
                 self.total_steps,
                 warmup_steps=round(options.warmup * self.total_steps),
+                decay_at=options.decay_at,
             )
         except ValueError as error:
             raise ConfigError(f"--warmup {options.warmup:g}: {error}") from error

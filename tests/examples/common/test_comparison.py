@@ -202,6 +202,7 @@ def test_the_previous_batch_is_that_of_the_step_before(tmp_path):
         (("--rho", "-1"), "--rho must not be negative"),
         (("--share", "0"), r"--share must be in \(0, 1\]"),
         (("--warmup", "1"), r"--warmup must be in \[0, 1\)"),
+        (("--decay-at", "0.9", "0.5"), r"--decay-at must rise within \(0, 1\), not 0\.9 0\.5"),
         (("--seeds", "1", "1"), "--seeds names one twice"),
         (("--resume",), "there is no run to resume in"),
         (("--name", "a/b"), "--name is one folder"),

@@ -118,6 +118,13 @@ def test_schedules_at_chosen_steps(name, expected):
         np.testing.assert_allclose(schedule(20), 0, atol=1e-6)
 
 
+def test_steps_fall_where_they_are_asked_to():
+    schedule = optimizers.make_schedule("step", 1.0, 210, decay_at=(170 / 210, 200 / 210))
+    values = [float(schedule(step)) for step in (0, 169, 170, 199, 200, 209)]
+    np.testing.assert_allclose(values, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+    assert float(optimizers.make_schedule("step", 1.0, 10, decay_at=())(9)) == 1
+
+
 def test_names_and_warm_ups_that_there_are_not():
     with pytest.raises(ValueError, match="no optimizer 'adam'; there are sgd, adamw, lion, muon"):
         optimizers.make_optimizer("adam", 0.1)
