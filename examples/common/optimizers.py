@@ -1,12 +1,14 @@
 """Base optimizers and schedules by name: what comes after a sharpness-aware link in a chain."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
 OPTIMIZERS = ("sgd", "adamw", "lion", "muon")
-SCHEDULES = ("cosine", "step", "wsd", "constant")
+SCHEDULES = ("cosine", "step", "wsd", "poly", "constant")
+_POLY = 0.9
 
 
 def make_optimizer(
@@ -54,21 +56,29 @@ def make_optimizer(
 
 
 def make_schedule(
-    name: str, peak: float, total_steps: int, *, warmup_steps: int = 0, decay_share: float = 0.2
+    name: str,
+    peak: float,
+    total_steps: int,
+    *,
+    warmup_steps: int = 0,
+    decay_share: float = 0.2,
+    decay_at: tuple[float, ...] = (1 / 2, 3 / 4),
 ) -> optax.Schedule:
     """A learning rate for each step: linear warm-up from 0 to ``peak``, and then
 
     - cosine: half a cosine down to 0 (arXiv 1608.03983);
-    - step: a tenth of it from half of all steps on, a hundredth from three quarters on;
+    - step: from each of ``decay_at`` on, in shares of all steps, a tenth of what it was;
     - wsd: as it is, and linear to 0 in the last ``decay_share`` of all steps (warm-up, stable,
       decay: arXiv 2404.06395; the linear fifth: arXiv 2405.18392);
+    - poly: times (1 - t)^0.9, t the share of the steps after the warm-up (arXiv 1606.00915);
     - constant: as it is.
 
     Raises:
       ValueError: for another name, or where the warm-up leaves no room for the rest.
     """
-    halfway, decay_start = total_steps // 2, total_steps - round(decay_share * total_steps)
-    latest = {"step": halfway, "wsd": decay_start}.get(name, total_steps)
+    drops = [int(share * total_steps) for share in decay_at]
+    decay_start = total_steps - round(decay_share * total_steps)
+    latest = {"step": min(drops, default=total_steps), "wsd": decay_start}.get(name, total_steps)
     if not 0 <= warmup_steps <= latest:
         raise ValueError(
             f"the warm-up of {name} must be 0 to {latest} of the {total_steps} steps, not"
@@ -79,16 +89,37 @@ def make_schedule(
         case "cosine":
             return optax.warmup_cosine_decay_schedule(0, peak, warmup_steps, total_steps)
         case "step":
-            parts = [warm_up, *(optax.constant_schedule(peak / 10**i) for i in range(3))]
-            boundaries = [warmup_steps, halfway, total_steps * 3 // 4]
-            return optax.join_schedules(parts, boundaries)
+            rates = [peak / 10**i for i in range(len(drops) + 1)]
+            parts = [warm_up, *map(optax.constant_schedule, rates)]
+            return optax.join_schedules(parts, [warmup_steps, *drops])
         case "wsd":
             decay = optax.linear_schedule(peak, 0, total_steps - decay_start)
             parts = [warm_up, optax.constant_schedule(peak), decay]
             return optax.join_schedules(parts, [warmup_steps, decay_start])
+        case "poly":
+            decay = optax.polynomial_schedule(peak, 0, _POLY, total_steps - warmup_steps)
+            return optax.join_schedules([warm_up, decay], [warmup_steps])
         case "constant":
             return optax.join_schedules([warm_up, optax.constant_schedule(peak)], [warmup_steps])
     raise ValueError(f"there is no schedule {name!r}; there are {', '.join(SCHEDULES)}")
+
+
+def multiply_rates(multiplier: Callable[[tuple[str, ...]], float]) -> optax.GradientTransformation:
+    """Learning rates of their own for parts of a network: the last link of a chain.
+
+    It multiplies what the optimizer adds to a parameter, so that weight decay and momentum are
+    those of a parameter whose learning rate is that much larger or smaller::
+
+        tx = optax.chain(tx, multiply_rates(lambda path: 0.1 if path[0] == "backbone" else 1.0))
+
+    Args:
+      multiplier: from the path of a parameter, the names of its modules and its own.
+    """
+
+    def multiply(path, update):
+        return update * multiplier(tuple(key.key for key in path))
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(multiply, updates))
 
 
 def _matrices(params: Any) -> Any:

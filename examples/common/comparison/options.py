@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ class Options:
     optimizer: str = "sgd"
     """The base optimizer of every method: sgd, adamw, lion or muon."""
     schedule: str = "cosine"
-    """Of the learning rate, after the warm-up: cosine; step, a tenth at 1/2 and at 3/4; wsd,
-    constant and then linear to 0 in the last fifth; or constant."""
+    """Of the learning rate, after the warm-up: cosine; step, see --decay-at; wsd, constant and
+    then linear to 0 in the last fifth; poly, to 0 as (1 - t)^0.9; or constant."""
+    decay_at: tuple[float, ...] = (1 / 2, 3 / 4)
+    """Of step: shares of all steps, rising, from each of which on it is a tenth of what it was."""
     learning_rate: float = 0.1
     """Peak of the schedule."""
     warmup: float = 0.05
@@ -104,6 +107,10 @@ def check(options: Options) -> None:
     settings.require_known("method", options.method, (BASE, *methods.METHODS))
     settings.require_known("optimizer", (options.optimizer,), OPTIMIZERS)
     settings.require_known("schedule", (options.schedule,), SCHEDULES)
+    settings.require(
+        all(low < high for low, high in itertools.pairwise((0, *options.decay_at, 1))),
+        f"--decay-at must rise within (0, 1), not {' '.join(map(str, options.decay_at))}",
+    )
     settings.check_numbers(
         options,
         shares=("warmup", "momentum"),

@@ -1,0 +1,194 @@
+"""Trains a network that finds the joints of people, by SimCC, with each method.
+
+python -m examples.pose                                                 drawn figures
+python -m examples.pose --method base sam --seeds 0 1 2
+python -m examples.pose --data MPII --network hrnet_w32 --image-size 256 ...    see README.md
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import arsam_jax.flax
+from examples.common import comparison, settings, weights
+from examples.pose import data, evaluation, simcc
+from examples.pose.figures import figures
+from examples.pose.network import NETWORKS, torch_name
+
+_EVALUATION_BATCH = 64
+_HELD_OUT_FIGURES = 512
+_DRAWN = 18
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(comparison.Options):
+    """Train a network that finds the joints of people with several methods.
+
+    Writes a table, all numbers and pictures to OUTPUT/NAME. Ctrl-C saves and stops; --resume goes
+    on.
+    """
+
+    epochs: int = 15
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+    rho: float = 0.03
+
+    data: Path | None = None
+    """Folder of MPII, see README.md; by default figures are drawn."""
+    figures: int = 1280
+    """Drawn for training."""
+    swapped: float = 0.3
+    """Share of these whose right and left are labelled the wrong way round, in [0, 1)."""
+    augmentation: bool = True
+    """Trains on crops of random scale and rotation, every second one mirrored."""
+    network: str = "small"
+    """small, hrnet_w32 or hrnet_w48."""
+    image_size: int = 64
+    """Pixels along a side of what the network sees, a multiple of 32."""
+    targets: str = "gaussian"
+    """What SimCC predicts: gaussian, or onehot with label smoothing."""
+    weights: Path | None = None
+    """File with HRNet's weights to start from, .npz or .safetensors; the head starts anew."""
+
+
+class Pose:
+    """The task, see ``comparison.Task``."""
+
+    measures = {  # noqa: RUF012
+        "mean": ("PCKh@0.5", "{:.2f}"),
+        "mean_strict": ("PCKh@0.1", "{:.2f}"),
+        **{part: (part, "{:.1f}") for part in evaluation.PARTS},
+    }
+
+    def __init__(self, options: Options):
+        _check(options)
+        self.options = options
+        if options.data is None:
+            held_out = "validation" if options.validation else "test"
+            self.train = figures("train", options.figures, swapped=options.swapped)
+            self.held_out = figures(held_out, _HELD_OUT_FIGURES)
+        else:
+            self.train, self.held_out = data.mpii(options.data, validation=options.validation)
+        self.num_examples = len(self.train)
+        self.model = NETWORKS[options.network]
+        self.weights = None if options.weights is None else weights.load(options.weights)
+        self._predict = jax.jit(self._predicted)
+
+    def new_state(self, tx: optax.GradientTransformation, seed: int) -> Any:
+        image = jnp.zeros((1, self.options.image_size, self.options.image_size, 3))
+        variables = self.model.init(jax.random.key(seed), image, is_training=False)
+        if self.weights is not None:
+            variables = weights.fill(variables, self.weights, torch_name)
+        return TrainState.create(apply_fn=self.model.apply, tx=tx, **variables)
+
+    def batch(self, index: np.ndarray, step: int, seed: int) -> data.Crops:
+        rng = data.augmentation_rng(seed, step) if self.options.augmentation else None
+        return data.crop(self.train, index, self.options.image_size, rng)
+
+    def train_step(self, state: Any, batch: Any, previous: Any) -> tuple[Any, jax.Array]:
+        def losses(params, crops):
+            logits, changed = self.model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                _normalized(crops.images),
+                is_training=True,
+                mutable=["batch_stats"],
+            )
+            targets, visible = simcc.make_targets(
+                self.options.targets, crops.joints, crops.visible, self.options.image_size
+            )
+            return simcc.losses(logits, targets, visible), changed["batch_stats"]
+
+        def value_and_grad(params, crops=batch):
+            def mean_loss(params):
+                values, batch_stats = losses(params, crops)
+                return values.mean(), batch_stats
+
+            return jax.value_and_grad(mean_loss, has_aux=True)(params)
+
+        (loss, batch_stats), grads = value_and_grad(state.params)
+        state = state.apply_gradients(
+            grads=grads,
+            batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
+            grad_fn=lambda params: value_and_grad(params)[1],
+            previous_grad_fn=lambda params: value_and_grad(params, previous)[1],
+            example_loss_fn=lambda params, crops: losses(params, crops)[0],
+            batch=batch,
+            example_index=batch.index,
+        )
+        return state, loss
+
+    def evaluate(self, state: Any) -> dict[str, float]:
+        measures = self._measure(self._predict_all(state))
+        return {name: measures[name] for name in ("mean", "mean_strict")}
+
+    def finish(self, state: Any, folder: Path) -> dict[str, float]:
+        predicted, size = self._predict_all(state), self.options.image_size
+        some = np.arange(min(_DRAWN, len(predicted)))
+        crops = data.crop(self.held_out, some, size)
+        matrices, _ = data.crop_matrices(self.held_out, some, size)
+        evaluation.draw(
+            *(crops.images, data.transform(matrices, predicted[some])),
+            *(crops.joints, crops.visible, folder / "poses.png"),
+        )
+        return self._measure(predicted)
+
+    def _measure(self, predicted: np.ndarray) -> dict[str, float]:
+        people = self.held_out
+        return evaluation.pckh(predicted, people.joints, people.visible, people.head_sizes)
+
+    def _predict_all(self, state: Any) -> np.ndarray:
+        """Joints of all held-out people in pixels of their images, (n, 16, 2)."""
+        size, count = self.options.image_size, len(self.held_out)
+        parts = []
+        for start in range(0, count, _EVALUATION_BATCH):
+            # The last batch is filled up with its last person, to be of the same shape.
+            index = np.minimum(np.arange(start, start + _EVALUATION_BATCH), count - 1)
+            crops = data.crop(self.held_out, index, size)
+            matrices, _ = data.crop_matrices(self.held_out, index, size)
+            found = np.asarray(self._predict(state.params, state.batch_stats, crops.images))
+            parts.append(data.transform(data.inverted(matrices), found))
+        return np.concatenate(parts)[:count]
+
+    def _predicted(self, params, batch_stats, images):
+        """Joints in pixels of the crops, (batch, 16, 2)."""
+        variables, images = {"params": params, "batch_stats": batch_stats}, _normalized(images)
+
+        def logits_of(images) -> Any:
+            return self.model.apply(variables, images, is_training=False)
+
+        logits, mirrored_logits = logits_of(images), logits_of(images[:, :, ::-1])
+        return simcc.positions(logits, mirrored_logits, self.options.targets)
+
+
+class TrainState(arsam_jax.flax.TrainState):
+    """Also holds the BatchNorm statistics."""
+
+    batch_stats: Any
+
+
+def _normalized(images: jax.Array) -> jax.Array:
+    """From bytes to what the network takes."""
+    return (images / 255 - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
+
+
+def _check(options: Options) -> None:
+    settings.require_known("network", (options.network,), NETWORKS)
+    settings.require_known("targets", (options.targets,), simcc.TARGETS)
+    settings.check_numbers(
+        options, shares=("swapped",), positive=("figures", "image_size"), not_negative=()
+    )
+    settings.require(
+        options.image_size % 32 == 0, f"--image-size {options.image_size} is no multiple of 32"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(comparison.main(Options, Pose, "pose"))

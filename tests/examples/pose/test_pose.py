@@ -1,0 +1,266 @@
+"""Pose estimation: the networks, SimCC's targets and loss, flip test, PCKh and the program."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from examples.common import comparison, weights
+from examples.common.comparison import Trainer
+from examples.common.errors import ConfigError, DataError
+from examples.pose import evaluation, simcc
+from examples.pose.__main__ import Options, Pose
+from examples.pose.joints import LIMBS, MIRRORED
+from examples.pose.network import NETWORKS, HRNet, torch_name
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+RNG = np.random.default_rng(0)
+SIZE, BINS = 8, 16
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "count"),
+    [("hrnet_w32", 256, 32_731_408), ("hrnet_w48", 256, 67_791_024)],
+)
+def test_networks_have_the_parameters_of_the_authors(name, size, count):
+    variables, logits = jax.eval_shape(
+        lambda image: NETWORKS[name].init_with_output(jax.random.key(0), image, is_training=False)[
+            ::-1
+        ],
+        jnp.zeros((1, size, size, 3)),
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+    assert logits.shape == (1, 16, 2, 2 * size)
+    # The heatmap network, of which 28.5 M are published for width 32, has all but the two layers.
+    if name == "hrnet_w32":
+        assert count - 2 * (64 * 64 + 1) * 512 == 28_536_080
+
+
+def test_gaussian_targets_follow_the_formula():
+    joints = RNG.uniform(-30, 40, (3, 16, 2)).astype(np.float32)
+    visible = (RNG.random((3, 16)) < 0.7).astype(np.float32)
+    targets, weights = simcc.make_targets("gaussian", joints, visible, SIZE)
+    for person in range(3):
+        for joint in range(16):
+            x, y = joints[person, joint]
+            for axis, center in enumerate((2 * x, 2 * y)):
+                expected = [
+                    np.exp(-((k - center) ** 2) / (2 * 6**2)) / (6 * np.sqrt(2 * np.pi))
+                    for k in range(BINS)
+                ]
+                np.testing.assert_allclose(
+                    targets[person, joint, axis], expected, rtol=2e-4, atol=1e-30
+                )
+            # As the authors write it: whole pixels, rounded towards 0.
+            is_beside = (
+                int(x - 18) >= SIZE
+                or int(y - 18) >= SIZE
+                or int(x + 18 + 1) < 0
+                or int(y + 18 + 1) < 0
+            )
+            assert weights[person, joint] == (0 if is_beside else visible[person, joint])
+    assert 0 < weights.sum() < visible.sum()
+
+
+def test_smoothed_targets_are_distributions_with_most_at_the_rounded_place():
+    joints = np.full((1, 16, 2), 3.4, np.float32)
+    joints[0, 1], joints[0, 2], joints[0, 3] = (-0.3, 2), (0, 7.8), (7.7, -0.2)
+    targets, weights = simcc.make_targets("onehot", joints, np.ones((1, 16)), SIZE)
+    np.testing.assert_allclose(targets[0, [0, 3]].sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(targets[0, 0, :, 7], 0.8)
+    np.testing.assert_allclose(targets[0, 0, :, 6], 0.2 / 15)
+    # round(-0.6) and round(15.6) have no bin; round(15.4) and round(-0.4) have.
+    assert weights[0].tolist() == [1, 0, 0, 1] + [1] * 12
+
+
+@pytest.mark.parametrize("kind", simcc.TARGETS)
+def test_the_loss_is_the_divergence_as_a_mean_over_bins_and_joints(kind):
+    joints = RNG.uniform(-1, 9, (2, 16, 2)).astype(np.float32)
+    visible = (RNG.random((2, 16)) < 0.7).astype(np.float32)
+    targets, weights = map(np.asarray, simcc.make_targets(kind, joints, visible, SIZE))
+    logits = RNG.normal(size=(2, 16, 2, BINS)).astype(np.float32)
+    expected = np.zeros(2)
+    for person, joint, axis in np.ndindex(2, 16, 2):
+        own, target = logits[person, joint, axis].astype(float), targets[person, joint, axis]
+        log_prediction = own - np.log(np.exp(own).sum())
+        terms = [t * (np.log(t) - p) for t, p in zip(target, log_prediction, strict=True)]
+        expected[person] += weights[person, joint] * np.mean(terms) / 16
+    np.testing.assert_allclose(simcc.losses(logits, targets, weights), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", simcc.TARGETS)
+def test_the_flip_test_finds_in_a_mirror_what_is_there_without(kind):
+    joints = RNG.integers(0, SIZE, (2, 16, 2))
+    in_mirror = joints[:, MIRRORED] * [-1, 1] + [SIZE - 1, 0]
+
+    def logits(joints):  # a network that sees both, but is twice as sure of the mirror
+        return jax.nn.one_hot(2 * joints, BINS)
+
+    found = simcc.positions(logits(joints), 2 * logits(in_mirror), kind)
+    assert np.array_equal(found, joints)
+    found = simcc.positions(jnp.zeros((2, 16, 2, BINS)), logits(in_mirror), kind)
+    assert np.array_equal(found, joints)
+
+
+@pytest.mark.parametrize("kind", simcc.TARGETS)
+def test_the_flip_test_averages_what_the_kind_of_targets_says(kind):
+    logits, mirrored = 3 * RNG.normal(size=(2, 4, 16, 2, BINS))
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum()
+
+    expected = np.zeros((4, 16, 2))
+    partners = {0: 5, 1: 4, 2: 3, 10: 15, 11: 14, 12: 13}
+    partners |= {left: right for right, left in partners.items()}
+    for person, joint, axis in np.ndindex(4, 16, 2):
+        own, other = logits[person, joint, axis], mirrored[person, partners.get(joint, joint), axis]
+        if axis == 0:
+            other = np.append(other[::-1][1:], other[::-1][-1])
+        if kind == "onehot":
+            own, other = softmax(own), softmax(other)
+        expected[person, joint, axis] = np.argmax(own + other) / 2
+    assert np.array_equal(simcc.positions(logits, mirrored, kind), expected)
+
+
+def test_pckh_is_as_the_evaluation_of_mpii_counts():
+    count = 30
+    joints, sizes = RNG.uniform(0, 100, (count, 16, 2)), RNG.uniform(5, 20, count)
+    predicted = joints + RNG.normal(0, 4, joints.shape)
+    visible = RNG.random((count, 16)) < 0.8
+    result = evaluation.pckh(predicted, joints, visible, sizes)
+
+    def shares(threshold):
+        counts, rights = np.zeros(16), np.zeros(16)
+        for person, joint in np.argwhere(visible):
+            (x, y), (a, b) = predicted[person, joint], joints[person, joint]
+            counts[joint] += 1
+            rights[joint] += np.hypot(x - a, y - b) <= threshold * sizes[person]
+        return 100 * rights / counts, counts
+
+    for name, threshold in (("mean", 0.5), ("mean_strict", 0.1)):
+        own, counts = (np.delete(values, [6, 7]) for values in shares(threshold))
+        np.testing.assert_allclose(result[name], (own * counts).sum() / counts.sum())
+    half, _ = shares(0.5)
+    expected = {"head": half[9], "wrist": (half[10] + half[15]) / 2, "hip": half[2:4].mean()}
+    for name, value in expected.items():
+        np.testing.assert_allclose(result[name], value)
+    assert 0 < result["mean_strict"] < result["mean"] < 100
+    assert np.isnan(evaluation.pckh(predicted, joints, visible & False, sizes)["mean"])
+
+
+def test_limbs_join_joints_of_a_side_and_a_mirror_changes_sides():
+    assert np.array_equal(MIRRORED[MIRRORED], np.arange(16))
+    mirrored = {tuple(MIRRORED[list(limb)].tolist()) for limb in LIMBS["right"]}
+    assert mirrored == set(LIMBS["left"])
+
+
+TINY = Options(figures=8, batch_size=4, epochs=1, image_size=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled(standard_promotion):
+    """The small network is smaller."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "small", HRNet(4, 4, bottlenecks=1, blocks=1, modules=(1,)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def task(quickly_compiled):
+    return Pose(TINY)
+
+
+def test_a_batch_depends_on_examples_step_and_seed_alone(task):
+    index = np.array([5, 2])
+    batch, again = task.batch(index, 3, 1), task.batch(index, 3, 1)
+    assert all(np.array_equal(a, b) for a, b in zip(batch, again, strict=True))
+    assert batch.index.tolist() == [5, 2]
+    assert batch.images.shape == (2, 32, 32, 3)
+    for other in (task.batch(index, 4, 1), task.batch(index, 3, 2)):
+        assert not np.array_equal(batch.joints, other.joints)
+
+
+def test_weights_of_the_authors_go_to_the_backbone_and_back(tmp_path, task):
+    shapes = jax.eval_shape(
+        lambda image: NETWORKS["hrnet_w32"].init(jax.random.key(0), image, is_training=False),
+        jnp.zeros((1, 256, 256, 3)),
+    )
+    names = weights.to_torch(
+        jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes), torch_name
+    )
+    # As its code names them: in a block, a downsampling, a transition, a branch and a fusion.
+    for name, shape in {
+        "layer1.0.conv2.weight": (64, 64, 3, 3),
+        "layer1.0.downsample.1.running_var": (256,),
+        "transition1.0.0.weight": (32, 256, 3, 3),
+        "transition3.3.0.1.bias": (256,),
+        "stage3.2.branches.2.3.bn2.weight": (128,),
+        "stage4.2.fuse_layers.0.3.0.weight": (32, 256, 1, 1),
+        "stage4.1.fuse_layers.3.0.1.0.weight": (32, 32, 3, 3),
+        "stage4.1.fuse_layers.3.0.2.0.weight": (256, 32, 3, 3),
+    }.items():
+        assert names[name].shape == shape
+    with pytest.raises(DataError, match=r"names are missing: .*layer1\.1\.bn1\.running_mean"):
+        weights.fill(shapes, {}, lambda path: torch_name(path) if "layer1.1" in path[0] else None)
+
+    stored = task.new_state(optax.identity(), seed=1)
+    weights.save(
+        tmp_path / "weights.npz",
+        weights.to_torch({"params": stored.params, "batch_stats": stored.batch_stats}, torch_name),
+    )
+    options = dataclasses.replace(TINY, weights=tmp_path / "weights.npz")
+    state, fresh = Pose(options).new_state(optax.identity(), 0), task.new_state(optax.identity(), 0)
+    for name, own in state.params.items():
+        is_head = name in ("final_layer", "mlp_head_x", "mlp_head_y")
+        expected = (fresh if is_head else stored).params[name]
+        assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, own, expected)))
+
+
+def test_batch_statistics_are_of_the_clean_pass(task, tmp_path):
+    states = []
+    for method in ("base", "sam"):
+        trainer = Trainer(TINY, task)
+        state, batch = trainer.new_state(method, 0), task.batch(np.arange(4), 0, 0)
+        before = state.batch_stats["bn1"]["mean"].copy()
+        states.append(trainer.step_fn(method, state, batch)(state, batch, batch)[0])
+        assert not np.array_equal(states[-1].batch_stats["bn1"]["mean"], before)
+    base, sam = (jax.tree.leaves(state.batch_stats) for state in states)
+    assert all(np.array_equal(a, b) for a, b in zip(base, sam, strict=True))
+    different = jax.tree.map(
+        lambda a, b: not np.array_equal(a, b), *(state.params for state in states)
+    )
+    assert any(jax.tree.leaves(different))
+
+
+def test_the_program_trains_and_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr("examples.pose.__main__._HELD_OUT_FIGURES", 6)
+    arguments = "--figures 8 --batch-size 4 --epochs 1 --image-size 32 --evaluate-every 1"
+    more = ["--method", "base", "sampa", "--targets", "onehot", "--output", str(tmp_path)]
+    assert comparison.main(Options, Pose, "pose", [*arguments.split(), *more]) == 0
+    report = json.loads((tmp_path / "pose/report.json").read_text())
+    for method, runs in report["runs"].items():
+        assert runs[0]["measures"].keys() == Pose.measures.keys()
+        assert all(0 <= value <= 100 for value in runs[0]["measures"].values())
+        with Image.open(tmp_path / "pose" / method / "seed0/poses.png") as picture:
+            assert picture.width > 500
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image_size": 48}, "--image-size 48 is no multiple of 32"),
+        ({"network": "resnet"}, "--network: there is no resnet; there are small"),
+        ({"targets": "heatmap"}, "--targets: there is no heatmap; there are gaussian, onehot"),
+        ({"swapped": 1.0}, r"--swapped must be in \[0, 1\)"),
+        ({"figures": 0}, "--figures must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error(changed, message):
+    with pytest.raises(ConfigError, match=message):
+        Pose(Options(**changed))
