@@ -2,7 +2,8 @@
 
 Every one is the first link of a chain, before the base optimizer, and needs ``grad_fn`` in
 ``update``; see ``sharpness_aware``. g is the gradient of the mini-batch, g_A the perturbed one.
-``rho`` is the radius ρ >= 0 of the perturbation, or a schedule ``step -> ρ``. Costs are in
+``rho`` is the radius ρ >= 0 of the perturbation, a schedule ``step -> ρ``, or a policy of
+``arsam_jax.radius``. Costs are in
 gradients a step; "keeps" counts buffers shaped like the parameters. SAF and MESA are terms of the
 loss, in ``arsam_jax.trajectory``.
 """
@@ -13,11 +14,11 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from arsam_jax import _check, ascent, correction, sampling, selection, sparse
+from arsam_jax import _check, ascent, correction, radius, sampling, selection, sparse
 from arsam_jax import probe as probes
 from arsam_jax.core import sharpness_aware
 
-Radius = optax.ScalarOrSchedule
+Radius = radius.ScalarOrSchedule
 Link = optax.GradientTransformationExtraArgs
 
 
@@ -187,7 +188,7 @@ def budgeted_sam(
     κ ‖g‖. Costs 1 + share, keeps 1. share = 1 is SAM. See docs/frontier.md.
 
     Args:
-      rho: the radius that suits SAM.
+      rho: the radius that suits SAM. One of a policy is taken as it is.
       share: of sampled steps, in (0, 1], a Python float; 0.125 if neither it nor ``speedup`` is
         given.
       speedup: in place of ``share``: 2 / (1 + share), in [1, 2).
@@ -196,7 +197,8 @@ def budgeted_sam(
       bound: κ > 0; min(0.1, 0.8 share) if None.
       reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
     """
-    _check.check_scalar_or_schedule("rho", rho, low=0)  # before the factor
+    if not isinstance(rho, radius.Radius):
+        _check.check_scalar_or_schedule("rho", rho, low=0)  # before the factor
     if speedup is not None:
         _check.check_static("speedup", speedup)
         _check.check_number("speedup", speedup, low=1, below=2)
@@ -210,16 +212,19 @@ def budgeted_sam(
     if total_steps is not None:
         _check.check_integer("total_steps", total_steps, low=1)
 
-    def radius(step) -> Any:
-        base = rho(step) if callable(rho) else rho
+    def scaled(step) -> Any:
+        base: Any = rho(step) if callable(rho) else rho
         if total_steps is None:
             return base * share ** (-2 / 3)
         progress = jnp.minimum(jnp.float32(step) / jnp.float32(total_steps), 1)
         return jnp.float32(base) * (1 + (1 / float(share) - 1) * progress)
 
+    is_policy = isinstance(rho, radius.Radius)
+    if is_policy and total_steps is not None:
+        raise ValueError(f"total_steps raises a radius that is given, a policy sets it: {rho!r}.")
     is_constant = total_steps is None and not callable(rho)
     return sharpness_aware(
-        radius(0) if is_constant else radius,
+        rho if is_policy else scaled(0) if is_constant else scaled,
         sampling=sampling.budgeted(share),
         correction=correction.reuse_psf(None, reuse_dtype, bound=bound),
     )
@@ -344,7 +349,7 @@ def multi_step_sam(rho: Radius, num_steps: int) -> Link:
 def gam(
     rho: Radius,
     *,
-    grad_rho: Radius = 0.02,
+    grad_rho: optax.ScalarOrSchedule = 0.02,
     alpha: float = 0.6,
     beta: float = 0.5,
     gamma: float = 0.03,

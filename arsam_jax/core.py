@@ -14,6 +14,7 @@ from jax.core import Tracer
 from arsam_jax import _check, _tree
 from arsam_jax import correction as correction_lib
 from arsam_jax import probe as probe_lib
+from arsam_jax import radius as radius_lib
 from arsam_jax import sampling as sampling_lib
 from arsam_jax.convolutions import fast_convolutions
 
@@ -58,6 +59,7 @@ class SharpnessAwareState(NamedTuple):
       step: int32 scalar, the steps taken.
       age: int32 scalar, the steps since the last sample, of a method that keeps something since
         the last one with finite gradients.
+      radius: state of the radius policy, () of a number or a schedule.
       probe: state of the probe.
       sampling: state of the sampling policy.
       correction: state of the correction.
@@ -66,6 +68,7 @@ class SharpnessAwareState(NamedTuple):
 
     step: jax.Array
     age: jax.Array
+    radius: Any
     probe: Any
     sampling: Any
     correction: Any
@@ -73,7 +76,7 @@ class SharpnessAwareState(NamedTuple):
 
 
 def sharpness_aware(
-    rho: optax.ScalarOrSchedule,
+    rho: radius_lib.ScalarOrSchedule,
     *,
     probe: probe_lib.Probe = probe_lib.perturb(),  # noqa: B008
     sampling: sampling_lib.SamplingPolicy = sampling_lib.always(),  # noqa: B008
@@ -108,7 +111,8 @@ def sharpness_aware(
     Under ``vmap`` a batched decision runs both branches: every step then costs two gradients.
 
     Args:
-      rho: ρ >= 0, the radius of the perturbation, or a schedule ``step -> ρ``.
+      rho: ρ >= 0, the radius of the perturbation, a schedule ``step -> ρ``, or a policy of
+        ``arsam_jax.radius``.
       probe: how the second gradient is taken.
       sampling: on which steps.
       correction: what is emitted and kept.
@@ -120,7 +124,7 @@ def sharpness_aware(
       TypeError, ValueError: at construction for a bad argument, at trace time for a missing or
         wrong extra argument; each names it.
     """
-    _check.check_scalar_or_schedule("rho", rho, low=0)
+    radius = rho if isinstance(rho, radius_lib.Radius) else _unrecorded(rho)
     for name, part, kind in (
         ("probe", probe, probe_lib.Probe),
         ("sampling", sampling, sampling_lib.SamplingPolicy),
@@ -128,6 +132,12 @@ def sharpness_aware(
     ):
         if not isinstance(part, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {part!r}.")
+    if radius.record is not None and not probe.whole_batch:
+        raise ValueError(
+            "rho must be a number or a schedule here: a radius policy follows the difference of the"
+            " perturbed gradient from the gradient, and this probe takes the former on other"
+            f" examples. Got {rho!r}."
+        )
 
     def init_fn(params):
         _check.check_arrays("params", params)
@@ -142,6 +152,7 @@ def sharpness_aware(
         return SharpnessAwareState(
             step=jnp.zeros([], jnp.int32),
             age=jnp.full([], correction_lib.NEVER, jnp.int32),
+            radius=radius.init(),
             probe=probe.init(params),
             sampling=sampling.init(),
             correction=correction.init(params),
@@ -162,13 +173,14 @@ def sharpness_aware(
             raise TypeError(f"measure must be a Python bool, got {measure!r}.")
         grad_fn = _resolve_grad_fn(updates, params, grad_fn, value_fn)
         is_constant = isinstance(rho, numbers.Real)
-        rho_t: Any = rho(state.step) if callable(rho) else rho
+        rho_t: Any = radius.value(state.radius, state.step)
         rho_t = rho_t if is_constant else jnp.maximum(rho_t, 0)
 
         wanted, policy_state = sampling.decide(
             state.sampling, state.step, _float32(sampling.norm(_tree.widen(updates), params))
         )
-        reads_grads = probe.reads_grads or correction.reads_grads or sampling.record is not None
+        records = sampling.record is not None or radius.record is not None
+        reads_grads = probe.reads_grads or correction.reads_grads or records
         is_unread = wanted is True and not reads_grads
         _check_replicated((wanted, () if is_unread else updates))
         if wanted is False or (is_constant and rho_t == 0):
@@ -178,7 +190,7 @@ def sharpness_aware(
         else:
             sampled = _uniform((jnp.asarray(rho_t) > 0) & wanted, extra_args.get("axis_name"))
 
-        parts = _Parts(probe, sampling, correction)
+        parts = _Parts(radius, probe, sampling, correction)
         age = jnp.where(state.age < correction_lib.NEVER, state.age + 1, state.age)
         extra_args |= {"rho": rho_t, "step": state.step, "grad_fn": grad_fn}
         fresh = functools.partial(
@@ -193,19 +205,22 @@ def sharpness_aware(
                 _trace(fresh, params)  # as jit does: what is wrong is an error in the first step
             result = branch(params) if sampled else stale(params)
 
+        rho_32, radius_state = jnp.asarray(rho_t, jnp.float32), state.radius
         if sampling.record is not None:
-            rho_32 = jnp.asarray(rho_t, jnp.float32)
             policy_state = sampling.record(policy_state, state.step, *result.recorded, rho_32)
+        if radius.record is not None:
+            radius_state = radius.record(radius_state, state.step, *result.recorded_whole, rho_32)
         state = SharpnessAwareState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             age=jnp.where(result.is_accepted, 0, age),
+            radius=radius_state,
             probe=result.probe,
             sampling=policy_state,
             correction=result.correction,
             metrics=Metrics(
                 jnp.asarray(sampled),
                 state.metrics.num_sampled + jnp.asarray(sampled, jnp.int32),
-                jnp.asarray(rho_t, jnp.float32),
+                rho_32,
                 _float32(_tree.norm(updates)) if measure else state.metrics.grad_norm,
                 *result.measured,
             ),
@@ -252,7 +267,13 @@ class Witness(NamedTuple):
         return params
 
 
+def _unrecorded(rho: optax.ScalarOrSchedule) -> radius_lib.Radius:
+    _check.check_scalar_or_schedule("rho", rho, low=0)
+    return radius_lib.Radius(lambda: (), lambda _, step: rho(step) if callable(rho) else rho)
+
+
 class _Parts(NamedTuple):
+    radius: radius_lib.Radius
     probe: probe_lib.Probe
     sampling: sampling_lib.SamplingPolicy
     correction: correction_lib.Correction
@@ -265,13 +286,14 @@ class _StepResult(NamedTuple):
     probe: Any
     correction: Any
     is_accepted: jax.Array  # whether a perturbed gradient was taken, and a finite one if kept
-    recorded: tuple  # what the policy records: is_accepted, ‖g‖, ‖PSF‖
+    recorded: tuple  # what the sampling policy records: is_accepted, ‖g‖, ‖PSF‖
+    recorded_whole: tuple  # the same for the radius, of all leaves
     measured: tuple  # the last three of the metrics
 
 
 def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
     """A step that asks the probe. Norms are taken for what reads them alone."""
-    probe, sampling, correction = parts
+    radius, probe, sampling, correction = parts
     grads = _tree.widen(updates)
     read = None if is_unread else grads
     perturbed_grads, probe_state = probe.update(read, state.probe, params, **extra_args)
@@ -279,9 +301,10 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
     emitted, correction_state = correction.fresh(state.correction, read, perturbed_grads)
 
     minus_psf = () if is_unread and not measure else _tree.minus_psf(grads, perturbed_grads)
-    is_accepted, recorded = jnp.array(True), ()
+    is_accepted = jnp.array(True)
+    records = sampling.record is not None or radius.record is not None
     keeps = [x.dtype for x in jax.tree.leaves((state.probe, state.correction))]
-    if sampling.record is not None or any(jnp.issubdtype(x, jnp.inexact) for x in keeps):
+    if records or any(jnp.issubdtype(x, jnp.inexact) for x in keeps):
         norm = _tree.norm(perturbed_grads if is_unread else minus_psf)
         # What is kept may have a narrower dtype and overflow where the gradient does not.
         narrow = _tree.narrow_leaves(correction_state, norm)
@@ -290,10 +313,13 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
             is_accepted &= jnp.isfinite(_tree.norm(grads))
         probe_state = _tree.where(is_accepted, probe_state, state.probe)
         correction_state = _tree.where(is_accepted, correction_state, state.correction)
-    if sampling.record is not None:
-        correction_norm = _float32(sampling.norm(minus_psf, params))
-        correction_norm = jnp.where(is_accepted, correction_norm, jnp.nan)
-        recorded = is_accepted, _float32(sampling.norm(grads, params)), correction_norm
+
+    def recorded(record, norm):
+        if record is None:
+            return ()
+        correction_norm = jnp.where(is_accepted, _float32(norm(minus_psf, params)), jnp.nan)
+        return is_accepted, _float32(norm(grads, params)), correction_norm
+
     measured = state.metrics[-3:]
     if measure:
         norm, perturbed_norm = _tree.norm(grads), _tree.norm(perturbed_grads)
@@ -301,24 +327,30 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
         measured = map(_float32, (perturbed_norm, _tree.norm(minus_psf), cosine))
     emitted = _tree.cast_like(emitted, updates)
     return _StepResult(
-        emitted, probe_state, correction_state, is_accepted, recorded, tuple(measured)
+        *(emitted, probe_state, correction_state, is_accepted),
+        recorded(sampling.record, sampling.norm),
+        recorded(radius.record, lambda tree, _: _tree.norm(tree)),
+        tuple(measured),
     )
 
 
 def _stale(parts, state, updates, age, rho_t, params):
     """A step that does not ask the probe."""
     del params
-    _, sampling, correction = parts
+    radius, _, sampling, correction = parts
     grads = _tree.widen(updates)
     emitted = correction.stale(state.correction, grads, age)
     if not isinstance(rho_t, numbers.Real):  # a PSF of another radius is not one of ρ = 0
-        nothing = jnp.where(jnp.isnan(rho_t), jnp.nan, 1)
-        emitted = _tree.where(jnp.greater(rho_t, 0), emitted, _tree.scale(nothing, grads))
+        nan_or_one = jnp.where(jnp.isnan(rho_t), jnp.nan, 1)
+        emitted = _tree.where(jnp.greater(rho_t, 0), emitted, _tree.scale(nan_or_one, grads))
     zero, none = jnp.zeros([], jnp.float32), jnp.array(False)
-    recorded = () if sampling.record is None else (none, zero, zero)
+    nothing = none, zero, zero
     emitted = _tree.cast_like(emitted, updates)
     return _StepResult(
-        emitted, state.probe, state.correction, none, recorded, tuple(state.metrics[-3:])
+        *(emitted, state.probe, state.correction, none),
+        () if sampling.record is None else nothing,
+        () if radius.record is None else nothing,
+        tuple(state.metrics[-3:]),
     )
 
 

@@ -28,11 +28,14 @@ class Probe(NamedTuple):
       reads_grads: False if the probe leaves ``grads`` unread. If the correction does so too, the
         policy records nothing and every step is sampled, ``grads`` is None, and XLA drops what the
         clean backward pass would have cost.
+      whole_batch: False if the perturbed gradient is of other examples than ``grads``, so that
+        their difference does not vanish with ρ.
     """
 
     init: Callable[..., Any]
     update: Callable[..., tuple[Any, Any]]
     reads_grads: bool = True
+    whole_batch: bool = True
 
 
 def perturb(
@@ -433,7 +436,7 @@ def auxiliary_sequence(
         )
         return mixed, AuxiliarySequenceState(ahead)
 
-    return Probe(init_fn, update_fn, reads_grads=False)
+    return Probe(init_fn, update_fn, reads_grads=False, whole_batch=False)
 
 
 def init_of(ascent: Any) -> Callable[[Any], Any]:

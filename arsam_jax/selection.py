@@ -63,7 +63,7 @@ def largest_losses(
         extra_args["example_loss_fn"] = example_loss_fn
         return _climb(ascent, loss_fn, part, params, state, **extra_args)[:2]
 
-    return Probe(init_of(ascent), update_fn, reads_grads=False)
+    return Probe(init_of(ascent), update_fn, reads_grads=False, whole_batch=False)
 
 
 def largest_rises(
@@ -112,7 +112,7 @@ def largest_rises(
         )
         return _tree.mean_over(axis_name, perturbed_grads), state
 
-    return Probe(init_of(ascent), update_fn)
+    return Probe(init_of(ascent), update_fn, whole_batch=gamma == 1)
 
 
 class LossChangeState(NamedTuple):
@@ -270,7 +270,7 @@ def largest_changes(
             ascent=ascent_state,
         )
 
-    return Probe(init_fn, update_fn, reads_grads=False)
+    return Probe(init_fn, update_fn, reads_grads=False, whole_batch=False)
 
 
 def _count(share, size):

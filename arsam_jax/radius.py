@@ -1,0 +1,102 @@
+"""Radius policies: how far a method looks, where that is neither a number nor a schedule.
+
+Any method takes one as its ``rho``. Like a sampling policy it sees scalars only, and only ones that
+are the same on every device.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from arsam_jax import _check, _tree
+
+
+class Radius(NamedTuple):
+    """Decides how far a step looks. Pure functions of scalars.
+
+    Attributes:
+      init: ``() -> state``.
+      value: ``(state, step) -> ρ``, before the step, a float32 scalar; ``step`` (int32 scalar)
+        counts from 0.
+      record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, after it.
+        ``sampled`` says whether a finite perturbed gradient was taken, ``grad_norm`` is ‖g‖ and
+        ``correction_norm`` ‖PSF‖ if so (NaN if the one that was taken was refused), and both are 0
+        if none was. None where there is nothing to record, which saves the norms.
+    """
+
+    init: Callable[[], Any]
+    value: Callable[[Any, jax.Array], Any]
+    record: Callable[..., Any] | None = None
+
+
+ScalarOrSchedule = optax.ScalarOrSchedule | Radius
+"""What every method takes as ``rho``: a number, a schedule ``step -> ρ``, or a policy."""
+
+
+class HoldRatioState(NamedTuple):
+    """State of ``hold_ratio``.
+
+    Attributes:
+      rho: float32 scalar, ρ of the next step.
+      samples: int32 scalar, the samples that have moved it.
+    """
+
+    rho: jax.Array
+    samples: jax.Array
+
+
+_LARGEST_FACTOR = 10.0
+_ROUNDING = 64 * float(jnp.finfo(jnp.float32).eps)
+"""‖PSF‖ / ‖g‖ that two evaluations of one gradient can differ by in float32."""
+
+
+def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> Radius:
+    r"""A radius that holds the PSF's share of the gradient, c = ‖PSF‖ / ‖g‖, at c\*.
+
+    To first order c is proportional to ρ, so the k-th sample, k = 0, 1, ..., moves
+
+    .. math::
+        \rho \leftarrow \rho\, \Big(\frac{c^*}{c}\Big)^{a_k}, \qquad
+        a_k = \max\big(a, 1 / \sqrt{k + 1}\big),
+
+    the factor in brackets at most 10 and at least 1/10. c and with it the method then depend
+    neither on ``initial`` nor on the scale of the loss and of the parameters. A perturbed gradient
+    that is not finite, where the gradient is, counts as the least factor; a c that rounding can
+    have made moves nothing.
+
+    A method that leaves the clean gradient unread (``momentum_sam``, ``m_sam``, ...) has to pay for
+    it here. Those whose perturbed gradient is of other examples (``esam`` with γ < 1, ``k_sam``,
+    ``ausam``, ``sampa``) refuse it, since there c does not vanish with ρ.
+
+    Args:
+      ratio: c\* > 0.
+      initial: ρ > 0 until the first sample.
+      rate: a in (0, 1], how fast log ρ follows once it is settled.
+    """
+    _check.check_number("ratio", ratio, above=0)
+    _check.check_number("initial", initial, above=0)
+    _check.check_number("rate", rate, above=0, high=1)
+
+    def init():
+        return HoldRatioState(jnp.array(initial, jnp.float32), jnp.zeros([], jnp.int32))
+
+    def record(state, step, sampled, grad_norm, correction_norm, rho):
+        del step
+        seen = _tree.safe_divide(correction_norm, grad_norm)
+        is_seen = sampled & (grad_norm > 0) & jnp.isfinite(seen) & (seen > _ROUNDING)
+        is_too_far = jnp.isnan(correction_norm) & jnp.isfinite(grad_norm)
+        factor = jnp.asarray(ratio, jnp.float32) / jnp.where(is_seen, seen, 1)
+        factor = jnp.where(is_too_far, 0, factor)
+        gain = jax.lax.rsqrt(1 + state.samples.astype(jnp.float32))
+        gain = jnp.maximum(gain, jnp.asarray(rate, jnp.float32))
+        moved = rho * jnp.clip(factor, 1 / _LARGEST_FACTOR, _LARGEST_FACTOR) ** gain
+        is_moved = (is_seen | is_too_far) & (moved > 0) & jnp.isfinite(moved)
+        return HoldRatioState(
+            jnp.where(is_moved, moved, state.rho),
+            jnp.where(is_moved, optax.safe_increment(state.samples), state.samples),
+        )
+
+    return Radius(init, lambda state, step: state.rho, record)

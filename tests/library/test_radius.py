@@ -1,0 +1,150 @@
+"""Radius policies: what ``hold_ratio`` holds, what it is told, and every method with one."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import arsam_jax
+from arsam_jax import radius, sampling
+from tests.methods import METHODS
+from tests.problem import make_batch, make_params, make_step, train
+
+ZERO = jnp.zeros([], jnp.int32)
+
+
+def record(policy, state, correction_norm, *, grad_norm=1.0, sampled=True, rho=None):
+    rho = policy.value(state, ZERO) if rho is None else jnp.float32(rho)
+    norms = jnp.float32(grad_norm), jnp.float32(correction_norm)
+    return policy.record(state, ZERO, jnp.array(sampled), *norms, rho)
+
+
+def test_radius_moves_as_the_formula_says():
+    """Against NumPy, from the formula."""
+    policy = radius.hold_ratio(0.5, initial=0.2, rate=0.3)
+    ratios = np.random.default_rng(0).lognormal(-1, 1, size=30)
+    state, rho = policy.init(), 0.2
+    for k, ratio in enumerate(ratios):
+        np.testing.assert_allclose(policy.value(state, ZERO), rho, rtol=1e-4)
+        state = record(policy, state, ratio)
+        rho *= np.clip(0.5 / ratio, 0.1, 10) ** max(0.3, (k + 1) ** -0.5)
+    assert int(state.samples) == 30
+
+
+@pytest.mark.parametrize(
+    ("signal", "expected"),
+    [
+        ({"correction_norm": 0.0, "grad_norm": 0.0, "sampled": False}, 0.2),  # no sample
+        ({"correction_norm": 0.0}, 0.2),  # a loss that is a plane
+        ({"correction_norm": 1e-6}, 0.2),  # rounding
+        ({"correction_norm": 0.1, "grad_norm": 0.0}, 0.2),
+        ({"correction_norm": np.nan, "grad_norm": np.nan, "sampled": False}, 0.2),
+        ({"correction_norm": np.nan, "sampled": False}, 0.02),  # too far: not finite there
+        ({"correction_norm": 1e3}, 0.02),
+        ({"correction_norm": 1e-3}, 2.0),
+    ],
+)
+def test_what_moves_it_and_how_far_at_most(signal, expected):
+    policy = radius.hold_ratio(0.5, initial=0.2)
+    state = record(policy, policy.init(), **signal)
+    np.testing.assert_allclose(state.rho, expected, rtol=1e-6)
+    assert int(state.samples) == (expected != 0.2)
+
+
+def quadratic_step(tx, curvature, scale=1.0):
+    def grad_fn(w):
+        return scale * curvature * w
+
+    def step(w, state):
+        updates, state = tx.update(grad_fn(w), state, w, grad_fn=grad_fn)
+        return optax.apply_updates(w, updates), state
+
+    return jax.jit(step)
+
+
+@pytest.mark.parametrize("initial", [1e-3, 0.5, 30.0])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+def test_radius_of_a_quadratic_is_the_ratio_of_the_parameters(initial, scale):
+    """L = s h ‖w‖² / 2: the PSF is s h ρ g/‖g‖, so that c = ρ / ‖w‖, whatever s and h are."""
+    w = jnp.array([3.0, 4.0])
+    tx = arsam_jax.sam(radius.hold_ratio(0.2, initial=initial))
+    state, step = tx.init(w), quadratic_step(tx, 2.0, scale)
+    for _ in range(20):
+        _, state = step(w, state)
+    np.testing.assert_allclose(state.radius.rho, 0.2 * 5, rtol=0.02)
+
+
+def test_it_follows_the_parameters_and_resumes_exactly():
+    policy = radius.hold_ratio(0.3)
+    tx = optax.chain(arsam_jax.arsam(policy, 0.5, segment_length=5), optax.sgd(0.05))
+    whole, state = train(tx, 30)
+    part, middle = train(tx, 17)
+    resumed, last = train(tx, 13, part, first=17, opt_state=middle)
+    chex.assert_trees_all_equal(whole, resumed)
+    chex.assert_trees_all_equal(state, last)
+
+
+def test_of_no_sample_it_stays_and_a_plain_step_is_the_base_optimizer():
+    tx = arsam_jax.sharpness_aware(radius.hold_ratio(0.3), sampling=sampling.never())
+    params, state = train(optax.chain(tx, optax.sgd(0.05)), 10)
+    base, _ = train(optax.with_extra_args_support(optax.sgd(0.05)), 10)
+    chex.assert_trees_all_equal(params, base)
+    assert float(state[0].radius.rho) == np.float32(0.05)
+
+
+OF_OTHER_EXAMPLES = ("esam", "k_sam", "ausam", "sampa")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_policy_or_says_why_not(name):
+    overrides = {"rho": radius.hold_ratio(0.3, initial=0.02)}
+    if name == "budgeted_sam":
+        overrides["total_steps"] = None
+    if name in OF_OTHER_EXAMPLES:
+        with pytest.raises(ValueError, match="on other examples"):
+            METHODS[name].make(**overrides)
+        return
+    tx = optax.chain(METHODS[name].make(**overrides), optax.sgd(0.02))
+    step = jax.jit(make_step(tx))
+    params, opt_state = make_params(), tx.init(make_params())
+    before = jax.tree.map(jnp.shape, opt_state), jax.tree.map(jnp.result_type, opt_state)
+    for i in range(12):
+        params, opt_state = step(params, opt_state, make_batch(i))
+    assert before == (jax.tree.map(jnp.shape, opt_state), jax.tree.map(jnp.result_type, opt_state))
+    chex.assert_tree_all_finite(params)
+    state = arsam_jax.get_state(opt_state)
+    no_ascent = {"momentum_sam": 1}.get(name, 0)  # there is no momentum at first
+    if name != "esam_per_tensor":  # which at times draws no tensor
+        assert int(state.radius.samples) == int(state.metrics.num_sampled) - no_ascent > 0
+    assert float(state.radius.rho) > 0.02
+
+
+def test_sam_holds_the_ratio_it_is_told():
+    tx = optax.chain(arsam_jax.sam(radius.hold_ratio(0.4)), optax.sgd(0.01))
+    step = jax.jit(make_step(tx, measure=True))
+    params, opt_state = make_params(), tx.init(make_params())
+    ratios = []
+    for i in range(60):
+        params, opt_state = step(params, opt_state, make_batch(i))
+        metrics = arsam_jax.get_metrics(opt_state)
+        ratios.append(float(metrics.correction_norm / metrics.grad_norm))
+    assert 0.3 < np.exp(np.mean(np.log(ratios[20:]))) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: radius.hold_ratio(0), "ratio must be a finite number > 0"),
+        (lambda: radius.hold_ratio(0.5, initial=-1), "initial must be a finite number > 0"),
+        (lambda: radius.hold_ratio(0.5, rate=0), "rate must be a finite number > 0 and <= 1"),
+        (
+            lambda: arsam_jax.budgeted_sam(radius.hold_ratio(0.5), total_steps=10),
+            "total_steps raises a radius that is given",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
