@@ -70,9 +70,19 @@ def dot(a: Any, b: Any) -> jax.Array:
 
 def norm(tree: Any) -> jax.Array:
     """Euclidean norm over all leaves, accumulated in at least float32; its derivative at 0 is 0."""
-    square = dot(tree, tree)
-    is_zero = square == 0
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+    return _root(dot(tree, tree))
+
+
+@jax.custom_jvp
+def _root(square):
+    """A square root alone: what else read the sum would have XLA add it up anew for each leaf."""
+    return jnp.sqrt(square)
+
+
+@_root.defjvp
+def _root_jvp(primals, tangents):
+    root = _root(*primals)
+    return root, tangents[0] * safe_divide(jnp.asarray(0.5, root.dtype), root)
 
 
 def narrow_leaves(tree: Any, norm: jax.Array) -> list[jax.Array]:
