@@ -1,0 +1,79 @@
+"""Scenes that are put together: tinted, occluding Fashion-MNIST items on crops of photos."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from examples.common.image_sets import add_symmetric_noise, fashion_mnist
+from examples.segmentation.data import IGNORED, Scenes
+
+SIZE = 48
+CLASSES = ("background", "top", "trousers", "dress", "shoe", "bag")
+_CLASS_OF_ITEM = np.array([1, 2, 1, 3, 1, 4, 1, 4, 5, 4], np.uint8)
+_VALIDATION_ITEMS = 10_000  # the last of those for training
+_SIDES = (20, 32)  # of an item, in pixels
+_MOST_ITEMS = 3
+_OPAQUE = 24  # an item's pixels are those at least so bright
+_STREAMS = {"train": 4, "validation": 5, "test": 6}
+_COLUMNS = {"train": (0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1)}  # of the photos
+
+
+def scenes(split: str, count: int, folder: Path, *, noise: float = 0.0, seed: int = 0) -> Scenes:
+    """Scenes of 48 × 48 pixels, the same for the same arguments.
+
+    One to three items lie, the later over the earlier, on a crop of one of scikit-learn's two
+    photos. An item is 20 to 32 pixels wide, every second one mirrored, and of a color of its own;
+    its class is drawn from all alike, for four of Fashion-MNIST's ten kinds are tops.
+    Pixels whose right or lower neighbor has another label are ignored, as VOC's contours are.
+
+    Args:
+      split: train, validation or test. They share neither items nor parts of photos.
+      folder: of Fashion-MNIST's files.
+      noise: the share of items labelled, with all their pixels, as another class.
+
+    Raises:
+      DataError: where Fashion-MNIST cannot be had.
+    """
+    items, kinds = fashion_mnist("test" if split == "test" else "train", folder)
+    part = {"train": slice(None, -_VALIDATION_ITEMS), "validation": slice(-_VALIDATION_ITEMS, None)}
+    own = part.get(split, slice(None))
+    items, classes = items[own, ..., 0], _CLASS_OF_ITEM[kinds[own]]
+    rng = np.random.default_rng((seed, _STREAMS[split]))
+    shares = 1 / np.bincount(classes)[classes]
+    chosen = rng.choice(len(items), (count, _MOST_ITEMS), p=shares / shares.sum())
+    given = 1 + add_symmetric_noise(classes[chosen.ravel()] - 1, noise, len(CLASSES) - 1, rng)
+    given = given.reshape(chosen.shape)
+    photos = [
+        photo[:, slice(*(round(share * photo.shape[1]) for share in _COLUMNS[split]))]
+        for photo in load_sample_images().images
+    ]
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    labels = np.zeros((count, SIZE, SIZE), np.uint8)
+    for image, label, its_items, its_classes in zip(images, labels, chosen, given, strict=True):
+        photo = photos[rng.integers(len(photos))]
+        y, x = (rng.integers(n - SIZE + 1) for n in photo.shape[:2])
+        image[:] = photo[y : y + SIZE, x : x + SIZE]
+        for place in range(rng.integers(1, _MOST_ITEMS + 1)):
+            _put(image, label, items[its_items[place]], its_classes[place], rng)
+        _ignore_rims(label)
+    return Scenes(count, lambda scene: (images[scene], labels[scene]))
+
+
+def _put(image, label, item, item_class, rng) -> None:
+    side = rng.integers(_SIDES[0], _SIDES[1] + 1)
+    item = np.asarray(Image.fromarray(item).resize((side, side), Image.Resampling.BILINEAR))
+    item = item[:, ::-1] if rng.random() < 0.5 else item
+    color = rng.uniform(0.3, 1, 3)
+    y, x = rng.integers(SIZE - side + 1, size=2)
+    place, is_item = np.s_[y : y + side, x : x + side], item >= _OPAQUE
+    image[place][is_item] = (item[is_item][:, None] * color).astype(np.uint8)
+    label[place][is_item] = item_class
+
+
+def _ignore_rims(label: np.ndarray) -> None:
+    is_rim = np.zeros(label.shape, bool)
+    is_rim[:, :-1] |= label[:, :-1] != label[:, 1:]
+    is_rim[:-1] |= label[:-1] != label[1:]
+    label[is_rim] = IGNORED
