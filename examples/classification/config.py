@@ -79,7 +79,8 @@ class Config:
     """Peak of the schedule."""
     schedule: str = "cosine"
     """After the linear warm-up: cosine (to 0), step (a tenth from half of the steps on, a hundredth
-    from three quarters on), wsd (as it is, linear to 0 in the last fifth), or constant."""
+    from three quarters on), wsd (as it is, linear to 0 in the last fifth), poly (to 0
+    as (1 - t)^0.9), or constant."""
     warmup_epochs: float = 1.0
     """Length of the linear warm-up."""
     optimizer: str = "sgd"

@@ -1,12 +1,14 @@
 """Base optimizers and schedules by name: what comes after a sharpness-aware link in a chain."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
 OPTIMIZERS = ("sgd", "adamw", "lion", "muon")
-SCHEDULES = ("cosine", "step", "wsd", "constant")
+SCHEDULES = ("cosine", "step", "wsd", "poly", "constant")
+_POLY = 0.9
 
 
 def make_optimizer(
@@ -62,6 +64,7 @@ def make_schedule(
     - step: a tenth of it from half of all steps on, a hundredth from three quarters on;
     - wsd: as it is, and linear to 0 in the last ``decay_share`` of all steps (warm-up, stable,
       decay: arXiv 2404.06395; the linear fifth: arXiv 2405.18392);
+    - poly: times (1 - t)^0.9, t the share of the steps after the warm-up (arXiv 1606.00915);
     - constant: as it is.
 
     Raises:
@@ -86,9 +89,30 @@ def make_schedule(
             decay = optax.linear_schedule(peak, 0, total_steps - decay_start)
             parts = [warm_up, optax.constant_schedule(peak), decay]
             return optax.join_schedules(parts, [warmup_steps, decay_start])
+        case "poly":
+            decay = optax.polynomial_schedule(peak, 0, _POLY, total_steps - warmup_steps)
+            return optax.join_schedules([warm_up, decay], [warmup_steps])
         case "constant":
             return optax.join_schedules([warm_up, optax.constant_schedule(peak)], [warmup_steps])
     raise ValueError(f"there is no schedule {name!r}; there are {', '.join(SCHEDULES)}")
+
+
+def multiply_rates(multiplier: Callable[[tuple[str, ...]], float]) -> optax.GradientTransformation:
+    """Learning rates of their own for parts of a network: the last link of a chain.
+
+    It multiplies what the optimizer adds to a parameter, so that weight decay and momentum are
+    those of a parameter whose learning rate is that much larger or smaller::
+
+        tx = optax.chain(tx, multiply_rates(lambda path: 0.1 if path[0] == "backbone" else 1.0))
+
+    Args:
+      multiplier: from the path of a parameter, the names of its modules and its own.
+    """
+
+    def multiply(path, update):
+        return update * multiplier(tuple(key.key for key in path))
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(multiply, updates))
 
 
 def _matrices(params: Any) -> Any:

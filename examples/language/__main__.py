@@ -104,7 +104,8 @@ class Language:
             apply_fn=self.model.apply, params=params, tx=tx, key=jax.random.PRNGKey(seed)
         )
 
-    def batch(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, index: np.ndarray, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        del step, seed  # text is not augmented
         return self.train[index], index.astype(np.int32)
 
     def train_step(self, state: Any, batch: Any, previous: Any) -> tuple[Any, jax.Array]:

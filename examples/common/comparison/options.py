@@ -32,7 +32,7 @@ class Options:
     """The base optimizer of every method: sgd, adamw, lion or muon."""
     schedule: str = "cosine"
     """Of the learning rate, after the warm-up: cosine; step, a tenth at 1/2 and at 3/4; wsd,
-    constant and then linear to 0 in the last fifth; or constant."""
+    constant and then linear to 0 in the last fifth; poly, to 0 as (1 - t)^0.9; or constant."""
     learning_rate: float = 0.1
     """Peak of the schedule."""
     warmup: float = 0.05

@@ -37,11 +37,17 @@ class Task(Protocol):
     measures: dict[str, tuple[str, str]]
 
     def new_state(self, tx: optax.GradientTransformation, seed: int) -> Any:
-        """A Flax ``TrainState`` before the first step."""
+        """A Flax ``TrainState`` before the first step.
+
+        Its ``tx`` is the one given, or a chain of that and ``optimizers.multiply_rates``.
+        """
         ...
 
-    def batch(self, index: np.ndarray) -> Any:
-        """Arrays of the training examples ``index``, a tree with one row for each."""
+    def batch(self, index: np.ndarray, step: int, seed: int) -> Any:
+        """Arrays of the training examples ``index``, a tree with one row for each.
+
+        They are a function of the arguments: augmentation draws from ``step`` and ``seed``.
+        """
         ...
 
     def train_step(self, state: Any, batch: Any, previous: Any) -> tuple[Any, jax.Array]:
@@ -104,7 +110,7 @@ class Trainer:
         tx = self.make_optimizer(method, seed)
         state = self.task.new_state(tx, seed)
         state = state.replace(
-            step=jnp.zeros([], jnp.int32), tx=self._optimizers.setdefault(method, tx)
+            step=jnp.zeros([], jnp.int32), tx=self._optimizers.setdefault(method, state.tx)
         )
         return devices.replicate(self.mesh, state)
 
@@ -154,11 +160,12 @@ class Trainer:
                 step = latest
                 state, seconds = checkpoints.restore(saved, step, state)
                 steps, evaluations = _load(folder, step)
-            previous = batch = task.batch(order(max(0, step - 1)))
+            before = max(0, step - 1)
+            previous = batch = task.batch(order(before), before, seed)
             run = self.step_fn(method, state, batch)
             pending, last_save, started = [], time.perf_counter(), time.perf_counter()
             while step < self.total_steps:
-                batch = task.batch(order(step))
+                batch = task.batch(order(step), step, seed)
                 state, values = run(state, batch, previous)
                 previous = batch
                 pending.append(values)

@@ -7,10 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import arsam_jax.flax
-from examples.common import comparison, methods
+from examples.common import comparison, methods, optimizers
 from examples.common.comparison import Options, Trainer
 from examples.common.errors import ConfigError, StoppedError
 
@@ -34,7 +35,7 @@ class Task:
         params = self.model.init(jax.random.key(seed), X[:1])["params"]
         return arsam_jax.flax.TrainState.create(apply_fn=self.model.apply, params=params, tx=tx)
 
-    def batch(self, index):
+    def batch(self, index, step, seed):
         return X[index], Y[index], index.astype(np.int32)
 
     def train_step(self, state, batch, previous):
@@ -137,6 +138,43 @@ def test_every_method_trains(method, tmp_path):
     result = trainer.train(method, 0, tmp_path)
     assert result["measures"]["loss"] < before
     assert result["percent_sam"] > 0
+
+
+def test_batches_are_drawn_by_step_and_seed_after_a_resumption_too(tmp_path):
+    class Noisy(Task):
+        """Augments: adds noise to the inputs."""
+
+        def batch(self, index, step, seed):
+            x, y, index = super().batch(index, step, seed)
+            noise = np.random.default_rng((seed, step)).normal(size=x.shape)
+            return x + noise.astype(np.float32), y, index
+
+    trainer = Trainer(OPTIONS, Noisy(OPTIONS))
+    whole = final(trainer, tmp_path / "whole", "sampa")
+    assert whole != final(Trainer(OPTIONS, Task(OPTIONS)), tmp_path / "plain", "sampa")
+    calls = iter(range(1, 100))
+    with pytest.raises(StoppedError):
+        final(trainer, tmp_path / "parts", "sampa", should_stop=lambda: next(calls) == 7)
+    assert final(trainer, tmp_path / "parts", "sampa") == whole
+
+
+@pytest.mark.parametrize("method", ["base", "sam", "wsam"])
+def test_a_task_gives_parts_learning_rates_of_their_own(method, tmp_path):
+    class Partial(Task):
+        """Trains the last layer alone."""
+
+        def new_state(self, tx, seed):
+            last = optimizers.multiply_rates(lambda path: float(path[0] == "layers_2"))
+            return super().new_state(optax.chain(tx, last), seed)
+
+    trainer = Trainer(OPTIONS, task := Partial(OPTIONS))
+    start = trainer.new_state(method, 0).params
+    trained = []
+    task.finish = lambda state, folder: trained.append(state.params) or {"loss": 0.0}
+    trainer.train(method, 0, tmp_path)
+    for layer in ("layers_0", "layers_2"):
+        same = jax.tree.map(np.array_equal, start[layer], trained[-1][layer])
+        assert jax.tree.leaves(same) == [layer == "layers_0"] * 2
 
 
 def test_the_previous_batch_is_that_of_the_step_before(tmp_path):

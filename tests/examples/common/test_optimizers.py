@@ -59,6 +59,23 @@ def test_momentum_is_of_sgd():
     np.testing.assert_allclose(updates["bias"], -0.1 * 1.5 * GRADS["bias"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("link", [optax.identity(), arsam_jax.sam(0.1)])
+def test_a_multiplied_rate_is_that_of_an_optimizer_with_it(link):
+    multipliers = {"matrix": 0.1, "bias": 10.0}
+    moved = {}
+    for rates in ((1.0, multipliers), (0.1, {}), (10.0, {})):
+        base = optimizers.make_optimizer("sgd", 0.01 * rates[0], weight_decay=0.1)
+        last = optimizers.multiply_rates(lambda path, own=rates[1]: own.get(path[-1], 1.0))
+        tx = optax.chain(link, base, last)
+        params, state = PARAMS, tx.init(PARAMS)
+        for _ in range(2):
+            updates, state = tx.update(GRADS, state, PARAMS, grad_fn=lambda w: GRADS)
+            params = optax.apply_updates(params, updates)
+        moved[rates[0]] = params
+    for name, rate in multipliers.items():
+        np.testing.assert_allclose(moved[1.0][name], moved[rate][name], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_each_follows_a_link_and_can_be_decoupled(name):
     schedule = optimizers.make_schedule("wsd", 0.01, 10)
@@ -85,6 +102,7 @@ def test_each_follows_a_link_and_can_be_decoupled(name):
         ("constant", [0, 0.5, 1, 1, 1, 1]),
         ("step", [0, 0.5, 1, 0.1, 0.01, 0.01]),
         ("wsd", [0, 0.5, 1, 1, 1, 0.5]),
+        ("poly", [0, 0.5, 1, (10 / 18) ** 0.9, (4 / 18) ** 0.9, (2 / 18) ** 0.9]),
         ("cosine", [0, 0.5, 1, (1 + np.cos(np.pi * 8 / 18)) / 2, None, None]),
     ],
 )
@@ -95,7 +113,7 @@ def test_schedules_at_chosen_steps(name, expected):
             np.testing.assert_allclose(schedule(step), value, rtol=1e-5, err_msg=f"step {step}")
     assert float(schedule(0)) == 0
     assert float(optimizers.make_schedule(name, 1.0, 20)(0)) == 1  # no warm-up
-    if name in ("cosine", "wsd"):
+    if name in ("cosine", "wsd", "poly"):
         np.testing.assert_allclose(schedule(20), 0, atol=1e-6)
 
 
