@@ -47,8 +47,9 @@ class Options(comparison.Options):
     stops; --resume goes on.
     """
 
-    epochs: int = 15
+    epochs: int = 30
     learning_rate: float = 0.01
+    rho: float = 0.5
 
     dataset: str = "fashion_mnist"
     """fashion_mnist, digits, cifar10 or cifar100."""
