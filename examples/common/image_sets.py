@@ -1,7 +1,8 @@
-"""Digits and Fashion-MNIST as NumPy arrays, and symmetric label noise: data without a network."""
+"""Digits, Fashion-MNIST and CIFAR as NumPy arrays, and symmetric label noise."""
 
 import gzip
 import math
+import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,20 @@ _FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
+CIFAR_FILES = {
+    "cifar10": (
+        *("cifar-10-binary.tar.gz", 10),
+        tuple(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
+        ("cifar-10-batches-bin/test_batch.bin",),
+    ),
+    "cifar100": (
+        *("cifar-100-binary.tar.gz", 100),
+        ("cifar-100-binary/train.bin",),
+        ("cifar-100-binary/test.bin",),
+    ),
+}
+"""The archive of each, its classes, and the files of the training and the test set in it."""
+
 _NOISE_STREAM = 1  # keeps the random streams of one seed apart; the order of a run has another
 
 
@@ -101,6 +116,63 @@ def read_idx(path: Path) -> np.ndarray:
             f"{path} should hold {shape} values, but has {len(values)}. Download it again."
         )
     return values.reshape(shape)
+
+
+def cifar_archive(name: str, path: Path) -> Path:
+    """The tar.gz of CIFAR's binary version, given as such or by its folder.
+
+    Raises:
+      DataError: where it is missing.
+    """
+    archive = path / CIFAR_FILES[name][0] if path.is_dir() else path
+    if not archive.exists():
+        raise DataError(
+            f"There is no {archive}. Download it from www.cs.toronto.edu/~kriz/cifar.html and pass"
+            " it, or its folder, as --data-files."
+        )
+    return archive
+
+
+def cifar(name: str, split: str, archive: Path) -> tuple[np.ndarray, np.ndarray]:
+    """CIFAR-10 or CIFAR-100: images (n, 32, 32, 3) and labels (n,), both in uint8.
+
+    A record of the binary version is the label, on CIFAR-100 after that of the superclass, and
+    3 × 32 × 32 bytes.
+
+    Args:
+      name: cifar10 or cifar100.
+      split: train, 50,000, or test, 10,000.
+      archive: see ``cifar_archive``.
+
+    Raises:
+      DataError: where it is damaged, or is not of this data set.
+    """
+    _, num_classes, train, test = CIFAR_FILES[name]
+    num_labels = 2 if name == "cifar100" else 1
+    size = num_labels + 3072
+    files = {"train": train, "test": test}[split]
+    records = np.concatenate([_read_records(name, archive, file, size) for file in files])
+    labels = records[:, num_labels - 1]
+    if labels.max() >= num_classes:
+        raise DataError(f"{archive} has label {labels.max()}, which is no class.")
+    images = records[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), labels
+
+
+def _read_records(name: str, path: Path, file: str, size: int) -> np.ndarray:
+    try:
+        with tarfile.open(path) as archive:
+            member: Any = archive.extractfile(file)
+            content = member.read()
+    except KeyError:
+        raise DataError(f"{path} lacks {file}. Is it of {name}?") from None
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise DataError(
+            f"{path} is damaged: {file} cannot be read ({error}). Download it again."
+        ) from error
+    if not content or len(content) % size:
+        raise DataError(f"{file} in {path} is no whole number of images.")
+    return np.frombuffer(content, np.uint8).reshape(-1, size)
 
 
 def add_symmetric_noise(

@@ -19,11 +19,22 @@ within ±1/√(input channels). BatchNorm keeps 0.9 of its running statistics a 
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+
+class Layers(NamedTuple):
+    """What makes the layers of a network: Flax's, or these with further arguments.
+
+    ``first`` is the convolution that takes the images.
+    """
+
+    first: Callable[..., nn.Conv] = nn.Conv
+    conv: Callable[..., nn.Conv] = nn.Conv
+    dense: Callable[..., nn.Dense] = nn.Dense
 
 
 class ResNet18(nn.Module):
@@ -38,17 +49,19 @@ class ResNet18(nn.Module):
       width: channels of the stem and the first stage.
       dropout: dropout before the last layer; the paper has none.
       dtype: of the computation.
+      layers: what makes the layers.
     """
 
     num_classes: int
     width: int = 64
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
-        conv, norm = _layers(self.dtype, is_training)
-        x = nn.relu(norm()(conv(self.width)(x)))
+        conv, norm = _layers(self.dtype, is_training, self.layers.conv)
+        x = nn.relu(norm()(conv(self.width, make=self.layers.first)(x)))
         for stage in range(4):
             width = self.width * 2**stage
             for block in range(2):
@@ -59,7 +72,7 @@ class ResNet18(nn.Module):
                     x = norm()(conv(width, kernel=1, strides=strides)(x))
                 x = nn.relu(x + y)
         x = _dropout(self.dropout, is_training)(_mean_over_pixels(x))
-        return _logits(self.num_classes)(x)
+        return _logits(self.num_classes, self.layers.dense)(x)
 
 
 class WideResNet(nn.Module):
@@ -171,6 +184,7 @@ class MobileNet(nn.Module):
       stem_strides: 1 or 2, of the first convolution.
       dropout: dropout before the last layer; the paper has none.
       dtype: of the computation.
+      layers: what makes the layers.
     """
 
     num_classes: int
@@ -178,11 +192,13 @@ class MobileNet(nn.Module):
     stem_strides: int = 2
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
-        conv, norm = _layers(self.dtype, is_training)
-        x = nn.relu(norm()(conv(int(32 * self.width), strides=self.stem_strides)(x)))
+        conv, norm = _layers(self.dtype, is_training, self.layers.conv)
+        stem = conv(int(32 * self.width), strides=self.stem_strides, make=self.layers.first)
+        x = nn.relu(norm()(stem(x)))
         widths = (64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024)
         for block, width in enumerate(widths):
             depthwise = conv(
@@ -194,7 +210,7 @@ class MobileNet(nn.Module):
             x = nn.relu(norm()(depthwise(x)))
             x = nn.relu(norm()(conv(int(width * self.width), kernel=1)(x)))
         x = _dropout(self.dropout, is_training)(_mean_over_pixels(x))
-        return _logits(self.num_classes)(x)
+        return _logits(self.num_classes, self.layers.dense)(x)
 
 
 class VisionTransformer(nn.Module):
@@ -266,14 +282,16 @@ class VisionTransformer(nn.Module):
 _torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def _layers(dtype: Any, is_training: bool) -> tuple[Callable[..., nn.Conv], Callable]:
-    def conv(width: int, *, kernel: int = 3, **kwargs: Any) -> nn.Conv:
+def _layers(
+    dtype: Any, is_training: bool, make_conv: Callable[..., nn.Conv] = nn.Conv
+) -> tuple[Callable[..., nn.Conv], Callable]:
+    def conv(width: int, *, kernel: int = 3, make: Callable = make_conv, **kwargs: Any) -> nn.Conv:
         kwargs = {
             "kernel_init": nn.initializers.variance_scaling(2, "fan_out", "normal"),
             **kwargs,
         }
         # Torch's padding: with "SAME", stride 2 would pad on one side only.
-        return nn.Conv(
+        return make(
             width, (kernel, kernel), padding=kernel // 2, use_bias=False, dtype=dtype, **kwargs
         )
 
@@ -295,5 +313,5 @@ def _mean_over_pixels(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
-def _logits(num_classes: int) -> nn.Dense:
-    return nn.Dense(num_classes, dtype=jnp.float32, kernel_init=_torch_uniform)
+def _logits(num_classes: int, make: Callable[..., nn.Dense] = nn.Dense) -> nn.Dense:
+    return make(num_classes, dtype=jnp.float32, kernel_init=_torch_uniform)

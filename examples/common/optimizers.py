@@ -122,6 +122,21 @@ def multiply_rates(multiplier: Callable[[tuple[str, ...]], float]) -> optax.Grad
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(multiply, updates))
 
 
+def pull_back() -> optax.GradientTransformationExtraArgs:
+    """Gradients of what a method sees, as gradients of the parameters: between it and the base.
+
+    For a train step whose ``grads`` and ``grad_fn`` are those of a function q of the parameters,
+    in their tree, such as the quantized weights. Its extra argument ``pull_back`` maps them by the
+    chain rule, as ``jax.vjp(q, params)[1]`` does; without it they pass as they are.
+    """
+
+    def update_fn(updates, state, params=None, *, pull_back=None, **extra_args):
+        del params, extra_args
+        return (updates if pull_back is None else pull_back(updates)), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update_fn)
+
+
 def _matrices(params: Any) -> Any:
     """Which axes of a parameter are a matrix's inputs and outputs; None if it is none."""
     numbers = {2: optax.contrib.MuonDimensionNumbers(0, 1)}  # linear: inputs, outputs

@@ -7,7 +7,6 @@ original order.
 import collections
 import hashlib
 import io
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,20 +19,6 @@ import tensorflow_datasets as tfds
 from examples.classification.data.images import Files, decode
 from examples.common import image_sets
 from examples.common.errors import DataError
-
-CIFAR_FILES = {
-    "cifar10": (
-        *("cifar-10-binary.tar.gz", 10),
-        tuple(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
-        ("cifar-10-batches-bin/test_batch.bin",),
-    ),
-    "cifar100": (
-        *("cifar-100-binary.tar.gz", 100),
-        ("cifar-100-binary/train.bin",),
-        ("cifar-100-binary/test.bin",),
-    ),
-}
-"""The archive of each, its classes, and the files of the training and the test set in it."""
 
 TINY_IMAGENET_FILE = "tiny-imagenet-200.zip"
 _ZIP_FOLDER = "tiny-imagenet-200/"
@@ -99,8 +84,7 @@ class FashionMnistFiles(tfds.core.GeneratorBasedBuilder):
 class CifarFiles(tfds.core.GeneratorBasedBuilder):
     """CIFAR-10 or CIFAR-100 from the binary version's tar.gz: 50,000 and 10,000 of 32×32 pixels.
 
-    A record is the label, on CIFAR-100 after that of the superclass, and 3 × 32 × 32 bytes. The
-    configuration is named after the file's content.
+    The configuration is named after the file's content.
 
     Raises:
       DataError: where the file is missing or damaged, or is not of this data set.
@@ -109,52 +93,20 @@ class CifarFiles(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, name: str, file: Path, **kwargs):
-        self._data_set, self._path = name, Path(file)
-        if self._path.is_dir():
-            self._path /= CIFAR_FILES[name][0]
-        if not self._path.exists():
-            raise DataError(
-                f"There is no {self._path}. Download it from www.cs.toronto.edu/~kriz/cifar.html"
-                " and pass it, or its folder, as --data-files."
-            )
+        self._data_set, self._path = name, image_sets.cifar_archive(name, Path(file))
         with self._path.open("rb") as archive:
             digest = hashlib.file_digest(archive, "sha256").hexdigest()
         super().__init__(config=tfds.core.BuilderConfig(name=f"{name}-{digest[:16]}"), **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Tensor(shape=(32, 32, 3), dtype=np.uint8)
-        return _info(self, image, CIFAR_FILES[self._data_set][1])
+        return _info(self, image, image_sets.CIFAR_FILES[self._data_set][1])
 
     def _split_generators(self, dl_manager):
-        _, _, train, test = CIFAR_FILES[self._data_set]
-        return {
-            split: self._generate_examples(split, files)
-            for split, files in (("train", train), ("test", test))
-        }
+        return {split: self._generate_examples(split) for split in ("train", "test")}
 
-    def _generate_examples(self, split, files):
-        num_labels = 2 if self._data_set == "cifar100" else 1
-        records = np.concatenate([self._read(file, num_labels + 3072) for file in files])
-        labels = records[:, num_labels - 1]
-        if labels.max() >= CIFAR_FILES[self._data_set][1]:
-            raise DataError(f"{self._path} has label {labels.max()}, which is no class.")
-        images = records[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        yield from _examples(split, np.ascontiguousarray(images), labels)
-
-    def _read(self, file: str, record_size: int) -> np.ndarray:
-        try:
-            with tarfile.open(self._path) as archive:
-                member: Any = archive.extractfile(file)
-                content = member.read()
-        except KeyError:
-            raise DataError(f"{self._path} lacks {file}. Is it of {self._data_set}?") from None
-        except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-            raise DataError(
-                f"{self._path} is damaged: {file} cannot be read ({error}). Download it again."
-            ) from error
-        if not content or len(content) % record_size:
-            raise DataError(f"{file} in {self._path} is no whole number of images.")
-        return np.frombuffer(content, np.uint8).reshape(-1, record_size)
+    def _generate_examples(self, split):
+        yield from _examples(split, *image_sets.cifar(self._data_set, split, self._path))
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):

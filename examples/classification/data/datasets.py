@@ -38,7 +38,7 @@ _STATISTICS_EXAMPLES = 2000
 _TIMEOUT = 5  # seconds; offline, tensorflow-datasets itself gives up after minutes
 
 
-FROM_FILES = ("fashion_mnist", "tiny_imagenet", "image_folder", *builders.CIFAR_FILES)
+FROM_FILES = ("fashion_mnist", "tiny_imagenet", "image_folder", *image_sets.CIFAR_FILES)
 """The data sets that may be, or are, read from files of the user's."""
 
 
@@ -306,7 +306,7 @@ def _make_builder(
         return builders.FashionMnistFiles(folder=Path(folder), **kwargs)
     if name == "tiny_imagenet":
         return builders.TinyImagenet(file=data_files, **kwargs)
-    if name in builders.CIFAR_FILES and data_files is not None:
+    if name in image_sets.CIFAR_FILES and data_files is not None:
         return builders.CifarFiles(name=name, file=data_files, **kwargs)
     try:
         return tfds.builder(name, try_gcs=False, **kwargs)

@@ -15,7 +15,7 @@ import arsam_jax
 from examples.common import checkpoints, devices, methods
 from examples.common.comparison.options import BASE, Options
 from examples.common.errors import CheckpointError, ConfigError, StoppedError
-from examples.common.optimizers import make_optimizer, make_schedule
+from examples.common.optimizers import make_optimizer, make_schedule, pull_back
 from examples.common.pipeline import Order
 from examples.common.records import Table, write_json
 
@@ -51,7 +51,10 @@ class Task(Protocol):
         ...
 
     def train_step(self, state: Any, batch: Any, previous: Any) -> tuple[Any, jax.Array]:
-        """The next state, and the loss. ``previous`` is the batch of the step before."""
+        """The next state, and the loss. ``previous`` is the batch of the step before.
+
+        The optimizer takes ``pull_back`` among its extra arguments, see ``optimizers.pull_back``.
+        """
         ...
 
     def evaluate(self, state: Any) -> dict[str, float]:
@@ -104,7 +107,7 @@ class Trainer:
             *(options, self.total_steps, self.steps_per_epoch, self.task.num_examples),
             *(schedule, seed),
         )
-        return methods.make_method(method, training, base)
+        return methods.make_method(method, training, optax.chain(pull_back(), base))
 
     def new_state(self, method: str, seed: int) -> Any:
         """The seed is in the arrays alone: the optimizer's functions are the first seed's."""

@@ -266,7 +266,7 @@ WNIDS = [f"n{i:08d}" for i in range(200)][::-1]  # not sorted, as in the origina
 
 def write_cifar(folder, name, *, num_labels, train, drop=0):
     """Its archive, with ten images a file of which image i has label i; returns the pixels."""
-    file, _, *files = builders.CIFAR_FILES[name]
+    file, _, *files = image_sets.CIFAR_FILES[name]
     rng, pixels = np.random.default_rng(0), []
     with tarfile.open(folder / file, "w:gz") as archive:
         for member in (*files[0], *files[1]):

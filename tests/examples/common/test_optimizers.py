@@ -132,3 +132,17 @@ def test_names_and_warm_ups_that_there_are_not():
     for name, steps in (("step", 6), ("wsd", 9), ("cosine", 11), ("constant", -1)):
         with pytest.raises(ValueError, match=f"warm-up of {name} must be 0 to"):
             optimizers.make_schedule(name, 0.1, 10, warmup_steps=steps)
+
+
+def test_gradients_are_pulled_back_between_a_method_and_the_base_optimizer():
+    params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array(3.0)}
+    grads = jax.tree.map(jnp.ones_like, params)
+    tx = optax.chain(optimizers.pull_back(), optax.sgd(0.5, momentum=0.9))
+    state = tx.init(params)
+    _, mapped = jax.vjp(lambda p: {"w": 4 * p["w"] * p["b"], "b": p["b"]}, params)
+    updates, state = tx.update(grads, state, params, pull_back=lambda g: mapped(g)[0])
+    np.testing.assert_allclose(updates["w"], [-6.0, -6.0])
+    np.testing.assert_allclose(updates["b"], -0.5 * (1 + 4 * (1 - 2)))
+    plain, _ = optax.sgd(0.5).update(grads, optax.sgd(0.5).init(params), params)
+    passed, _ = tx.update(grads, tx.init(params), params)
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, passed, plain)))

@@ -1,0 +1,318 @@
+"""Trains a network with weights and activations of few bits, by LSQ, with each method.
+
+python -m examples.quantization                                         Fashion-MNIST, 4 bits
+python -m examples.quantization --method base sam --seeds 0 1 2
+python -m examples.quantization --through weights --name through_weights
+python -m examples.quantization --dataset cifar10 --network resnet18 ...         see README.md
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import arsam_jax.flax
+from examples.common import comparison, settings, weights
+from examples.common.comparison.trainer import RESULT_FILE
+from examples.common.pipeline import Order
+from examples.common.stopping import stop_on_signal
+from examples.quantization import data, pictures
+from examples.quantization.network import (
+    NETWORKS,
+    bins,
+    make_network,
+    quantized,
+    quantized_layers,
+    with_step_sizes,
+    with_weights,
+)
+from examples.quantization.quantizer import positive
+
+WEIGHTS_FILE = "weights.safetensors"
+_EVALUATION_BATCH = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(comparison.Options):
+    """Train a quantized network with several methods, from a float one.
+
+    The float network of each seed is trained first, with the base optimizer, and kept in
+    OUTPUT/NAME/float. Writes a table, all numbers and pictures to OUTPUT/NAME. Ctrl-C saves and
+    stops; --resume goes on.
+    """
+
+    epochs: int = 30
+    learning_rate: float = 0.01
+    rho: float = 0.5
+
+    dataset: str = "fashion_mnist"
+    """fashion_mnist, digits, cifar10 or cifar100."""
+    data_files: Path | None = None
+    """Folder of Fashion-MNIST's files, if not Debian's; CIFAR's tar.gz (binary version)."""
+    train_examples: int = 800
+    """Of the training set; 0: all."""
+    noise: float = 0.4
+    """Share of the training labels that are of another class, in [0, 1)."""
+    augment: bool = False
+    """Trains on images moved by up to an eighth of their width, every second one mirrored."""
+    network: str = "cnn"
+    """cnn (small), resnet18 or mobilenet."""
+    weight_bits: int = 4
+    """2 to 8; of the first and the last layer 8."""
+    activation_bits: int = 4
+    """2 to 8; of the first and the last layer 8."""
+    through: str = "quantized"
+    """What a method perturbs: the quantized weights, after the quantizer (SAQ's case 3), or the
+    weights before it, and the step sizes."""
+
+    float_epochs: int = 15
+    """Of the float network."""
+    float_learning_rate: float = 0.1
+    """Of the float network."""
+    weights: Path | None = None
+    """File of a trained float network for all seeds, such as float/seed0/weights.safetensors of
+    another comparison."""
+
+
+class TrainState(arsam_jax.flax.TrainState):
+    """Also holds the BatchNorm statistics."""
+
+    batch_stats: Any
+
+
+class FloatNetwork:
+    """The task of the float network, see ``comparison.Task``: the weights that LSQ starts from."""
+
+    measures = {"accuracy": ("accuracy", "{:.2f}")}  # noqa: RUF012
+
+    def __init__(self, options: Options, images: data.Images):
+        self.options, self.images = options, images
+        self.num_examples = len(images.train)
+        self.model = make_network(options.network, images.num_classes)
+        image = jnp.zeros((1, *images.train.shape[1:]))
+        self.init = jax.jit(lambda key: self.model.init(key, image, is_training=False))
+        self._count_right = jax.jit(self._right)
+
+    def new_state(self, tx: optax.GradientTransformation, seed: int) -> Any:
+        variables = self.init(jax.random.key(seed))
+        return TrainState.create(apply_fn=self.model.apply, tx=tx, **variables)
+
+    def batch(self, index: np.ndarray, step: int, seed: int) -> data.Batch:
+        images = self.images.train[index]
+        if self.options.augment:
+            images = data.crop_and_mirror(images, seed, step)
+        return data.Batch(images, self.images.train_labels[index], index.astype(np.int32))
+
+    def train_step(self, state: Any, batch: Any, previous: Any) -> tuple[Any, jax.Array]:
+        seen, pull_back = self.seen_by_methods(state.params)
+
+        def losses(params, batch):
+            return self.losses(seen(params), state.batch_stats, batch)
+
+        def value_and_grad(params, batch=batch):
+            def mean_loss(params):
+                values, batch_stats = losses(params, batch)
+                return values.mean(), batch_stats
+
+            return jax.value_and_grad(mean_loss, has_aux=True)(params)
+
+        (loss, batch_stats), grads = value_and_grad(state.params)
+        state = state.apply_gradients(
+            grads=grads,
+            batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
+            grad_fn=lambda params: value_and_grad(params)[1],
+            previous_grad_fn=lambda params: value_and_grad(params, previous)[1],
+            example_loss_fn=lambda params, some: losses(params, some)[0],
+            batch=batch,
+            example_index=batch.index,
+            extra_args={"pull_back": pull_back},
+        )
+        return state, loss
+
+    def evaluate(self, state: Any) -> dict[str, float]:
+        return {"accuracy": self.accuracy(state.params, state.batch_stats)}
+
+    def finish(self, state: Any, folder: Path) -> dict[str, float]:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        weights.save(folder / WEIGHTS_FILE, weights.to_torch(variables, ".".join))
+        return self.evaluate(state)
+
+    def seen_by_methods(self, params: Any) -> tuple[Callable[[Any], Any], Callable | None]:
+        """What the network takes as a function of what a method perturbs, and how to pull back."""
+        del params
+        return self.seen_by_network, None
+
+    def seen_by_network(self, params: Any) -> Any:
+        return params
+
+    def losses(self, params, batch_stats, batch):
+        """The cross-entropy of each example, (batch,), and new BatchNorm statistics."""
+        logits, changed = self.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            self.images.normalized(batch.images),
+            is_training=True,
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return losses, changed["batch_stats"]
+
+    def accuracy(self, params, batch_stats) -> float:
+        """In %, on what is held out."""
+        images, labels, right = self.images.held_out, self.images.held_out_labels, 0
+        for start in range(0, len(labels), _EVALUATION_BATCH):
+            some = slice(start, start + _EVALUATION_BATCH)
+            right += int(self._count_right(params, batch_stats, images[some], labels[some]))
+        return 100 * right / len(labels)
+
+    def _right(self, params, batch_stats, images, labels):
+        variables = {"params": self.seen_by_network(params), "batch_stats": batch_stats}
+        pixels = self.images.normalized(images)
+        logits: Any = self.model.apply(variables, pixels, is_training=False)
+        return jnp.sum(logits.argmax(-1) == labels)
+
+
+class Quantization(FloatNetwork):
+    """The task, see ``comparison.Task``."""
+
+    measures = {  # noqa: RUF012
+        "accuracy": ("accuracy", "{:.2f}"),
+        "float_accuracy": ("float", "{:.2f}"),
+        "moved": ("% moved by ε", "{:.2f}"),
+    }
+
+    def __init__(self, options: Options):
+        _check(options)
+        images = data.load(
+            options.dataset,
+            options.data_files,
+            train_examples=options.train_examples,
+            noise=options.noise,
+            validation=options.validation,
+        )
+        super().__init__(options, images)
+        self.float_network = FloatNetwork(options, images)
+        self.model = make_network(
+            options.network, images.num_classes, quantized_layers(options.activation_bits)
+        )
+        self._with_step_sizes = jax.jit(self.with_step_sizes)
+        self._moved = jax.jit(self.moved)
+
+    def new_state(self, tx: optax.GradientTransformation, seed: int) -> Any:
+        options, float_network = self.options, self.float_network
+        file = options.weights or self._trained_float_network(seed)
+        shapes = jax.eval_shape(float_network.init, jax.random.key(seed))
+        variables = weights.fill(shapes, weights.load(file), ".".join)
+        batch = self.batch(Order(self.num_examples, options.batch_size, seed)(0), 0, seed)
+        return QuantizedState.create(
+            apply_fn=self.model.apply,
+            tx=tx,
+            params=self._with_step_sizes(variables, batch.images),
+            batch_stats=variables["batch_stats"],
+            float_accuracy=jnp.array(float_network.accuracy(**variables)),
+        )
+
+    def finish(self, state: Any, folder: Path) -> dict[str, float]:
+        pictures.draw(state.params, self.options.weight_bits, folder / "weights.png")
+        index = np.arange(self.options.batch_size)
+        moved = self._moved(state.params, state.batch_stats, self.batch(index, 0, 0))
+        return {
+            **self.evaluate(state),
+            "float_accuracy": float(state.float_accuracy),
+            "moved": 100 * float(moved),
+        }
+
+    def with_step_sizes(self, variables: Any, images: Any) -> Any:
+        pixels, bits = self.images.normalized(images), self.options.weight_bits
+        return with_step_sizes(self.model, variables, pixels, bits)
+
+    def seen_by_network(self, params: Any) -> Any:
+        return quantized(params, self.options.weight_bits)
+
+    def seen_by_methods(self, params: Any) -> tuple[Callable[[Any], Any], Callable | None]:
+        """See ``FloatNetwork``; through the quantizer as SAQ (arXiv 2111.12273) has it in case 3.
+
+        A method then sees the network of the quantized weights: its gradient and ε are theirs, ε
+        is added after the quantizer, whose step sizes have no part in it (those of the
+        activations have, as in SAQ's code). The chain rule brings what the method emits back to
+        the weights and their step sizes.
+        """
+        if self.options.through == "weights":
+            return self.seen_by_network, None
+        at, pull_back = jax.vjp(self.seen_by_network, params)
+
+        def add_perturbation(perturbed):
+            return jax.tree.map(lambda q, new, old: q + (new - old), at, perturbed, params)
+
+        return add_perturbation, lambda grads: pull_back(grads)[0]
+
+    def moved(self, params: Any, batch_stats: Any, batch: data.Batch) -> jax.Array:
+        """The share of the weights that SAM's ε of this batch carries to another integer.
+
+        Of ε after the quantizer, those that it moves by more than half a step.
+        """
+        seen, _ = self.seen_by_methods(params)
+        grads = jax.grad(lambda p: self.losses(seen(p), batch_stats, batch)[0].mean())(params)
+        direction, _ = arsam_jax.ascent.normalize().update(grads, optax.EmptyState())
+        perturbed = jax.tree.map(lambda p, d: p + self.options.rho * d, params, direction)
+        bits = self.options.weight_bits
+        if self.options.through == "weights":
+            before, after = bins(params, bits), bins(perturbed, bits)
+            is_moved = [before[name] != after[name] for name in before]
+        else:
+            is_moved = [
+                jnp.abs(perturbed[name]["kernel"] - layer["kernel"])
+                > positive(layer["weight_step"]) / 2
+                for name, layer in with_weights(params).items()
+            ]
+        return jnp.mean(jnp.concatenate([x.ravel() for x in is_moved]))
+
+    def _trained_float_network(self, seed: int) -> Path:
+        """The file of the weights; trains them, or what is left of that, if there is none."""
+        place = self.options.folder / "float" / f"seed{seed}"
+        if not (place / RESULT_FILE).exists():
+            options = dataclasses.replace(
+                self.options,
+                epochs=self.options.float_epochs,
+                learning_rate=self.options.float_learning_rate,
+            )
+            print(f"The float network of seed {seed} is trained first.")
+            with stop_on_signal() as should_stop:
+                comparison.Trainer(options, self.float_network).train(
+                    comparison.BASE, seed, place, should_stop=should_stop
+                )
+        return place / WEIGHTS_FILE
+
+
+class QuantizedState(TrainState):
+    """Also holds the accuracy of the float network that the training started from."""
+
+    float_accuracy: Any
+
+
+def _check(options: Options) -> None:
+    settings.require_known("dataset", (options.dataset,), data.DATASETS)
+    settings.require_known("network", (options.network,), NETWORKS)
+    settings.require_known("through", (options.through,), ("quantized", "weights"))
+    settings.check_numbers(
+        options,
+        shares=("noise",),
+        positive=("float_epochs",),
+        not_negative=("train_examples", "float_learning_rate"),
+    )
+    for name in ("weight_bits", "activation_bits"):
+        bits = getattr(options, name)
+        settings.require(2 <= bits <= 8, f"--{settings.flag(name)} must be 2 to 8, not {bits}")
+    settings.require(
+        options.through == "weights" or "wsam" not in options.method,
+        "--method wsam is for --through weights: its part past the optimizer cannot be pulled back",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(comparison.main(Options, Quantization, "quantization"))

@@ -1,0 +1,106 @@
+"""Images to classify, with redrawn labels: Fashion-MNIST, digits and CIFAR."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from examples.common import image_sets
+from examples.common.errors import DataError
+
+DATASETS = ("fashion_mnist", "digits", *image_sets.CIFAR_FILES)
+_VALIDATION_SHARE = 0.2
+_AUGMENTATION_STREAM = 3  # keeps the random streams of one seed apart
+
+
+class Batch(NamedTuple):
+    """Images (n, height, width, channels), uint8; labels (n,), int32.
+
+    ``index`` (n,), int32, says which examples of the training set they are.
+    """
+
+    images: Any
+    labels: Any
+    index: Any
+
+
+class Images(NamedTuple):
+    """A data set: images (n, height, width, channels) in uint8, labels (n,) in int32.
+
+    ``mean`` and ``deviation`` are those of all pixels of the training images.
+    """
+
+    train: np.ndarray
+    train_labels: np.ndarray
+    held_out: np.ndarray
+    held_out_labels: np.ndarray
+    num_classes: int
+    mean: float
+    deviation: float
+
+    def normalized(self, images: jax.Array) -> jax.Array:
+        """As the networks take them, float32."""
+        return (images.astype(jnp.float32) - self.mean) / self.deviation
+
+
+def load(
+    name: str, files: Path | None, *, train_examples: int, noise: float, validation: bool
+) -> Images:
+    """Reads a data set.
+
+    Args:
+      name: one of DATASETS.
+      files: the folder of Fashion-MNIST's, None for that of Debian's package; CIFAR's archive.
+      train_examples: of the training set, drawn once; 0 for all.
+      noise: share of these whose labels are of another class.
+      validation: holds out a fifth of the training set in place of the test set; its labels, and
+        the test set's, are the true ones.
+
+    Raises:
+      DataError: if it cannot be read, or there are not so many examples.
+    """
+    (images, labels), test = (_read(name, files, split) for split in ("train", "test"))
+    order = np.random.default_rng(0).permutation(len(images))
+    if validation:
+        order, last = np.split(order, [round((1 - _VALIDATION_SHARE) * len(order))])
+        test = images[last], labels[last]
+    if train_examples > len(order):
+        raise DataError(
+            f"--train-examples {train_examples} is more than the {len(order)} of {name}."
+        )
+    chosen = order[: train_examples or len(order)]
+    num_classes = 100 if name == "cifar100" else 10
+    train_labels = image_sets.add_symmetric_noise(
+        labels[chosen].astype(np.int32), noise, num_classes, image_sets.noise_rng(0)
+    )
+    images = images[chosen]
+    return Images(
+        *(images, train_labels, test[0], test[1].astype(np.int32)),
+        *(num_classes, float(images.mean()), float(images.std())),
+    )
+
+
+def _read(name: str, files: Path | None, split: str) -> tuple[np.ndarray, np.ndarray]:
+    match name:
+        case "digits":
+            return image_sets.digits(split)
+        case "fashion_mnist":
+            return image_sets.fashion_mnist(split, files or image_sets.FASHION_MNIST_FOLDER)
+    return image_sets.cifar(name, split, image_sets.cifar_archive(name, files or Path()))
+
+
+def crop_and_mirror(images: np.ndarray, seed: int, step: int) -> np.ndarray:
+    """Each image moved by up to an eighth of its width, with 0 beside it, every second mirrored."""
+    rng = np.random.default_rng((seed, _AUGMENTATION_STREAM, step))
+    _, height, width, _ = images.shape
+    margin = width // 8
+    padded = np.pad(images, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
+    rows, columns = rng.integers(0, 2 * margin + 1, (2, len(images)))
+    cropped = [
+        image[row : row + height, column : column + width]
+        for image, row, column in zip(padded, rows, columns, strict=True)
+    ]
+    mirrored = rng.random(len(images)) < 0.5
+    return np.stack([i[:, ::-1] if m else i for i, m in zip(cropped, mirrored, strict=True)])
