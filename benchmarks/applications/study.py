@@ -23,6 +23,12 @@ from examples.common import comparison, methods
 from examples.common.comparison import BASE
 from examples.language.__main__ import Language
 from examples.language.__main__ import Options as LanguageOptions
+from examples.pose.__main__ import Options as PoseOptions
+from examples.pose.__main__ import Pose
+from examples.quantization.__main__ import Options as QuantizationOptions
+from examples.quantization.__main__ import Quantization
+from examples.segmentation.__main__ import Options as SegmentationOptions
+from examples.segmentation.__main__ import Segmentation
 
 SEARCHED = (BASE, "sam")  # every other method has SAM's setting
 RESULTS = ("percent_sam", "seconds", "steps", "train_loss")
@@ -48,6 +54,9 @@ class Application(NamedTuple):
 
 APPLICATIONS = {
     "language": Application(LanguageOptions, Language, min),
+    "segmentation": Application(SegmentationOptions, Segmentation, max),
+    "pose": Application(PoseOptions, Pose, max),
+    "quantization": Application(QuantizationOptions, Quantization, max),
 }
 
 
@@ -120,9 +129,17 @@ def to_options(run: Run) -> comparison.Options:
         APPLICATIONS[run.application].options(),
         learning_rate=run.learning_rate,
         validation=run.stage == "search",
+        output=_scratch(),
+        name=run.stage,
         checkpoint_seconds=1e9,  # at the end alone
         **own,
     )
+
+
+@functools.cache
+def _scratch() -> Path:
+    """Where a program of this process keeps what its runs share: the float network of a seed."""
+    return Path(tempfile.mkdtemp(prefix="applications-"))
 
 
 STUDY = search.Study(

@@ -1,6 +1,6 @@
 """Trains a network with weights and activations of few bits, by LSQ, with each method.
 
-python -m examples.quantization                                         Fashion-MNIST, 4 bits
+python -m examples.quantization                                         digits, 4 bits
 python -m examples.quantization --method base sam --seeds 0 1 2
 python -m examples.quantization --through weights --name through_weights
 python -m examples.quantization --dataset cifar10 --network resnet18 ...         see README.md
@@ -51,8 +51,8 @@ class Options(comparison.Options):
     learning_rate: float = 0.01
     rho: float = 0.5
 
-    dataset: str = "fashion_mnist"
-    """fashion_mnist, digits, cifar10 or cifar100."""
+    dataset: str = "digits"
+    """digits, fashion_mnist, cifar10 or cifar100."""
     data_files: Path | None = None
     """Folder of Fashion-MNIST's files, if not Debian's; CIFAR's tar.gz (binary version)."""
     train_examples: int = 800

@@ -1,4 +1,4 @@
-"""Images to classify, with redrawn labels: Fashion-MNIST, digits and CIFAR."""
+"""Images to classify, with redrawn labels: digits, Fashion-MNIST and CIFAR."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 from examples.common import image_sets
 from examples.common.errors import DataError
 
-DATASETS = ("fashion_mnist", "digits", *image_sets.CIFAR_FILES)
+DATASETS = ("digits", "fashion_mnist", *image_sets.CIFAR_FILES)
 _VALIDATION_SHARE = 0.2
 _AUGMENTATION_STREAM = 3  # keeps the random streams of one seed apart
 

@@ -20,7 +20,7 @@ from examples.common import comparison, optimizers, settings, weights
 from examples.common.image_sets import FASHION_MNIST_FOLDER
 from examples.segmentation import data, evaluation
 from examples.segmentation.network import NETWORKS, make_network, torch_name
-from examples.segmentation.scenes import CLASSES, scenes
+from examples.segmentation.scenes import CLASSES, ITEMS, scenes
 
 _HELD_OUT_SCENES = 400
 _READ_AT_ONCE = 16  # images whose softmaxes fit in memory
@@ -43,8 +43,10 @@ class Options(comparison.Options):
     """Folder VOC2012, see README.md; by default scenes are generated."""
     sbd: Path | None = None
     """Folder of the Semantic Boundaries Dataset, whose images then train, too."""
+    items: str = "digits"
+    """What generated scenes show: digits or fashion_mnist."""
     data_files: Path = FASHION_MNIST_FOLDER
-    """Folder of Fashion-MNIST's files, of which scenes are made."""
+    """Folder of Fashion-MNIST's files."""
     scenes: int = 480
     """Generated for training."""
     noise: float = 0.4
@@ -81,9 +83,10 @@ class Segmentation:
         self.options = options
         if options.data is None:
             held_out = "validation" if options.validation else "test"
-            self.train = scenes("train", options.scenes, options.data_files, noise=options.noise)
-            self.held_out = scenes(held_out, _HELD_OUT_SCENES, options.data_files)
-            self.num_classes = len(CLASSES)
+            kind, files = options.items, options.data_files
+            self.train = scenes(kind, "train", options.scenes, files, noise=options.noise)
+            self.held_out = scenes(kind, held_out, _HELD_OUT_SCENES, files)
+            self.num_classes = CLASSES[kind]
         else:
             self.train, self.held_out = data.voc(
                 options.data, options.sbd, validation=options.validation
@@ -216,6 +219,7 @@ def normalized(images: jax.Array) -> jax.Array:
 
 def _check(options: Options) -> None:
     settings.require_known("network", (options.network,), NETWORKS)
+    settings.require_known("items", (options.items,), ITEMS)
     settings.check_numbers(
         options,
         shares=("noise",),

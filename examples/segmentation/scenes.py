@@ -1,4 +1,4 @@
-"""Scenes that are put together: tinted, occluding Fashion-MNIST items on crops of photos."""
+"""Scenes that are put together: tinted, occluding digits or clothes on crops of photos."""
 
 from pathlib import Path
 
@@ -6,29 +6,34 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from examples.common.image_sets import add_symmetric_noise, fashion_mnist
+from examples.common.image_sets import add_symmetric_noise, digits, fashion_mnist
 from examples.segmentation.data import IGNORED, Scenes
 
 SIZE = 48
-CLASSES = ("background", "top", "trousers", "dress", "shoe", "bag")
-_CLASS_OF_ITEM = np.array([1, 2, 1, 3, 1, 4, 1, 4, 5, 4], np.uint8)
-_VALIDATION_ITEMS = 10_000  # the last of those for training
+ITEMS = ("digits", "fashion_mnist")
+CLASSES = {"digits": 11, "fashion_mnist": 6}  # with the background, which is class 0
+_CLASS_OF_GARMENT = np.array([1, 2, 1, 3, 1, 4, 1, 4, 5, 4], np.uint8)
+_VALIDATION_ITEMS = {"digits": 200, "fashion_mnist": 10_000}  # the last of those for training
 _SIDES = (20, 32)  # of an item, in pixels
 _MOST_ITEMS = 3
-_OPAQUE = 24  # an item's pixels are those at least so bright
+_OPAQUE = {"digits": 64, "fashion_mnist": 24}  # an item's pixels are those at least so bright
 _STREAMS = {"train": 4, "validation": 5, "test": 6}
 _COLUMNS = {"train": (0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1)}  # of the photos
 
 
-def scenes(split: str, count: int, folder: Path, *, noise: float = 0.0, seed: int = 0) -> Scenes:
+def scenes(
+    kind: str, split: str, count: int, folder: Path, *, noise: float = 0.0, seed: int = 0
+) -> Scenes:
     """Scenes of 48 × 48 pixels, the same for the same arguments.
 
     One to three items lie, the later over the earlier, on a crop of one of scikit-learn's two
-    photos. An item is 20 to 32 pixels wide, every second one mirrored, and of a color of its own;
-    its class is drawn from all alike, for four of Fashion-MNIST's ten kinds are tops.
-    Pixels whose right or lower neighbor has another label are ignored, as VOC's contours are.
+    photos. An item is 20 to 32 pixels wide and of a color of its own; its class is drawn from all
+    alike. Pixels whose right or lower neighbor has another label are ignored, as VOC's contours
+    are.
 
     Args:
+      kind: of the items: digits, scikit-learn's, a class each, or fashion_mnist, whose ten kinds
+        are five classes: tops, trousers, dresses, shoes, bags; every second one is mirrored.
       split: train, validation or test. They share neither items nor parts of photos.
       folder: of Fashion-MNIST's files.
       noise: the share of items labelled, with all their pixels, as another class.
@@ -36,14 +41,11 @@ def scenes(split: str, count: int, folder: Path, *, noise: float = 0.0, seed: in
     Raises:
       DataError: where Fashion-MNIST cannot be had.
     """
-    items, kinds = fashion_mnist("test" if split == "test" else "train", folder)
-    part = {"train": slice(None, -_VALIDATION_ITEMS), "validation": slice(-_VALIDATION_ITEMS, None)}
-    own = part.get(split, slice(None))
-    items, classes = items[own, ..., 0], _CLASS_OF_ITEM[kinds[own]]
+    items, classes = _read_items(kind, split, folder)
     rng = np.random.default_rng((seed, _STREAMS[split]))
     shares = 1 / np.bincount(classes)[classes]
     chosen = rng.choice(len(items), (count, _MOST_ITEMS), p=shares / shares.sum())
-    given = 1 + add_symmetric_noise(classes[chosen.ravel()] - 1, noise, len(CLASSES) - 1, rng)
+    given = 1 + add_symmetric_noise(classes[chosen.ravel()] - 1, noise, CLASSES[kind] - 1, rng)
     given = given.reshape(chosen.shape)
     photos = [
         photo[:, slice(*(round(share * photo.shape[1]) for share in _COLUMNS[split]))]
@@ -56,18 +58,33 @@ def scenes(split: str, count: int, folder: Path, *, noise: float = 0.0, seed: in
         y, x = (rng.integers(n - SIZE + 1) for n in photo.shape[:2])
         image[:] = photo[y : y + SIZE, x : x + SIZE]
         for place in range(rng.integers(1, _MOST_ITEMS + 1)):
-            _put(image, label, items[its_items[place]], its_classes[place], rng)
+            _put(image, label, items[its_items[place]], its_classes[place], kind, rng)
         _ignore_rims(label)
     return Scenes(count, lambda scene: (images[scene], labels[scene]))
 
 
-def _put(image, label, item, item_class, rng) -> None:
+def _read_items(kind: str, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, height, width) of 0 to 255 and classes (n,) of 1 on, both uint8."""
+    source = "test" if split == "test" else "train"
+    if kind == "digits":
+        images, labels = digits(source)
+        images, classes = (images * 15.9375).astype(np.uint8), (labels + 1).astype(np.uint8)
+    else:
+        images, labels = fashion_mnist(source, folder)
+        classes = _CLASS_OF_GARMENT[labels]
+    last = _VALIDATION_ITEMS[kind]
+    part = {"train": slice(None, -last), "validation": slice(-last, None), "test": slice(None)}
+    return images[part[split], ..., 0], classes[part[split]]
+
+
+def _put(image, label, item, item_class, kind, rng) -> None:
     side = rng.integers(_SIDES[0], _SIDES[1] + 1)
     item = np.asarray(Image.fromarray(item).resize((side, side), Image.Resampling.BILINEAR))
-    item = item[:, ::-1] if rng.random() < 0.5 else item
+    is_mirrored = rng.random() < 0.5 and kind == "fashion_mnist"
+    item = item[:, ::-1] if is_mirrored else item
     color = rng.uniform(0.3, 1, 3)
     y, x = rng.integers(SIZE - side + 1, size=2)
-    place, is_item = np.s_[y : y + side, x : x + side], item >= _OPAQUE
+    place, is_item = np.s_[y : y + side, x : x + side], item >= _OPAQUE[kind]
     image[place][is_item] = (item[is_item][:, None] * color).astype(np.uint8)
     label[place][is_item] = item_class
 

@@ -1,6 +1,7 @@
 """The study of the applications: its search on fake runs, one real run, and its report."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -70,12 +71,20 @@ def test_report_has_the_differences_of_pairs_and_the_best_setting_first(options)
     assert (options.folder / "language.png").exists()
 
 
-def test_settings_of_a_run_are_the_defaults_but_for_what_is_searched():
-    run = Run("run", "language", "sam", 0.5, 0.25, 3)
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_settings_of_a_run_are_the_defaults_but_for_what_is_searched(name):
+    run, application = Run("run", name, "sam", 0.5, 0.25, 3), APPLICATIONS[name]
     given = study.to_options(run)
     assert (given.learning_rate, given.rho, given.validation) == (0.5, 0.25, False)
-    assert given.batch_size == LANGUAGE.options().batch_size
-    assert study.to_options(run._replace(method="base", rho=0.0)).rho == LANGUAGE.options().rho
+    assert given.batch_size == application.options().batch_size
+    base = study.to_options(run._replace(method="base", rho=0.0))
+    assert base.rho == application.options().rho
+    # A network that a program trains first is of other data in the search, and of this process.
+    assert study.to_options(run._replace(stage="search")).folder != given.folder == base.folder
+    assert not given.folder.is_relative_to(Path.cwd())
+
+
+def test_neighbours_are_twice_and_half_of_what_is_not_0():
     assert study.neighbours(Setting(0.1, 0.0)) == [Setting(0.05, 0.0), Setting(0.2, 0.0)]
 
 

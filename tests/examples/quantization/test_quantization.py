@@ -385,7 +385,7 @@ def test_augmented_images_are_moved_or_mirrored_and_depend_on_seed_and_step():
         ({"activation_bits": 9}, "--activation-bits must be 2 to 8, not 9"),
         ({"through": "both"}, "--through: there is no both; there are quantized, weights"),
         ({"network": "vgg"}, "--network: there is no vgg; there are cnn"),
-        ({"dataset": "mnist"}, "--dataset: there is no mnist; there are fashion_mnist"),
+        ({"dataset": "mnist"}, "--dataset: there is no mnist; there are digits"),
         ({"noise": 1.0}, r"--noise must be in \[0, 1\)"),
         ({"method": ("wsam",)}, "--method wsam is for --through weights"),
     ],

@@ -56,6 +56,19 @@ def test_values_and_derivatives_are_those_of_the_formula(bits, step, is_signed):
     np.testing.assert_array_equal(integers(V, jnp.float32(step), own), np.rint(expected / step))
 
 
+def test_forward_derivatives_are_the_reverse_ones():
+    v = jnp.asarray(np.random.default_rng(0).normal(size=12), jnp.float32)
+    step, limits = jnp.asarray(0.2), levels(3, is_signed=True)
+
+    def rounded(v, step):
+        return quantize(v, step, limits, 12)
+
+    for forward, reverse in zip(
+        jax.jacfwd(rounded, (0, 1))(v, step), jax.jacrev(rounded, (0, 1))(v, step), strict=True
+    ):
+        np.testing.assert_allclose(forward, reverse, rtol=1e-6)
+
+
 def test_the_initial_step_size():
     own = levels(4, is_signed=True)
     np.testing.assert_allclose(initial_step(V, own), 2 * np.abs(V).mean() / np.sqrt(7), rtol=1e-6)

@@ -13,6 +13,8 @@ from examples.segmentation.data import IGNORED, Scenes
 from examples.segmentation.scenes import CLASSES, SIZE, scenes
 from tests.examples.segmentation.conftest import SBD, TRAIN, VAL, labels_of, write_mask
 
+FASHION = "fashion_mnist"
+
 
 def arrays(some):
     images, labels = zip(*map(some.read, range(some.size)), strict=True)
@@ -20,21 +22,32 @@ def arrays(some):
 
 
 def test_scenes_are_the_same_for_the_same_arguments(items):
-    images, labels = arrays(scenes("train", 20, items))
+    images, labels = arrays(scenes(FASHION, "train", 20, items))
     assert images.shape == (20, SIZE, SIZE, 3)
     assert labels.shape == (20, SIZE, SIZE)
     assert images.dtype == labels.dtype == np.uint8
-    again = arrays(scenes("train", 20, items))
+    again = arrays(scenes(FASHION, "train", 20, items))
     assert np.array_equal(images, again[0])
     assert np.array_equal(labels, again[1])
-    assert not np.array_equal(images, arrays(scenes("train", 20, items, seed=1))[0])
+    assert not np.array_equal(images, arrays(scenes(FASHION, "train", 20, items, seed=1))[0])
 
 
 def test_the_splits_share_no_items(items):
     expected = {"train": {1, 4}, "validation": {2, 3}, "test": {5}}  # see the files
     for split, classes in expected.items():
-        _, labels = arrays(scenes(split, 30, items))
+        _, labels = arrays(scenes(FASHION, split, 30, items))
         assert {*np.unique(labels).tolist()} == {0, IGNORED} | classes
+
+
+def test_digits_need_no_files_and_are_never_mirrored(tmp_path, monkeypatch):
+    lopsided = np.zeros((1000, 8, 8, 1), np.uint8)
+    lopsided[:, :, :4] = 16
+    own = lopsided, np.arange(1000) % 10
+    monkeypatch.setattr("examples.segmentation.scenes.digits", lambda split: own)
+    _, labels = arrays(scenes("digits", "train", 60, tmp_path, seed=1))
+    assert {*np.unique(labels).tolist()} == {*range(CLASSES["digits"]), IGNORED}
+    assert labels[:, :, :40].any()
+    assert not labels[:, :, 40:].any()  # where only a mirrored left half can be
 
 
 def test_the_splits_share_no_parts_of_photos(items, monkeypatch):
@@ -44,7 +57,7 @@ def test_the_splits_share_no_parts_of_photos(items, monkeypatch):
     monkeypatch.setattr("examples.segmentation.scenes.load_sample_images", lambda: photos)
 
     def columns(split):
-        images, labels = arrays(scenes(split, 60, items))
+        images, labels = arrays(scenes(FASHION, split, 60, items))
         shown = images[labels == 0].astype(int)
         return {*np.unique(256 * shown[:, 0] + shown[:, 1]).tolist()}
 
@@ -54,17 +67,20 @@ def test_the_splits_share_no_parts_of_photos(items, monkeypatch):
 
 
 def test_noise_gives_whole_items_another_class(items):
-    clean, noisy = scenes("train", 300, items), scenes("train", 300, items, noise=0.4)
+    clean, noisy = (
+        scenes(FASHION, "train", 300, items),
+        scenes(FASHION, "train", 300, items, noise=0.4),
+    )
     (images, labels), (same_images, given) = arrays(clean), arrays(noisy)
     assert np.array_equal(images, same_images)
-    assert {*np.unique(given).tolist()} == {*range(len(CLASSES)), IGNORED}
+    assert {*np.unique(given).tolist()} == {*range(CLASSES[FASHION]), IGNORED}
     is_item = (labels != 0) & (labels != IGNORED) & (given != IGNORED)
     wrong = np.mean(labels[is_item] != given[is_item])
     assert abs(wrong - 0.4) < 0.05
 
 
 def test_rims_between_labels_are_ignored(items):
-    _, labels = arrays(scenes("test", 10, items))
+    _, labels = arrays(scenes(FASHION, "test", 10, items))
     for a, b in ((labels[:, :, :-1], labels[:, :, 1:]), (labels[:, :-1], labels[:, 1:])):
         meet = (a != b) & (a != IGNORED) & (b != IGNORED)
         assert not meet.any()

@@ -47,8 +47,8 @@ def test_the_mean_loss_is_that_over_labelled_pixels():
 
 
 @pytest.fixture(scope="module")
-def options(items):
-    return Options(data_files=items, scenes=16, batch_size=4, crop=24, epochs=1)
+def options():
+    return Options(scenes=16, batch_size=4, crop=24, epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +243,9 @@ def run(folder, *arguments):
     )
 
 
-def test_the_program_trains_and_tests_on_scenes(items, tmp_path):
+def test_the_program_trains_and_tests_on_scenes(tmp_path):
     arguments = "--scenes 16 --batch-size 8 --epochs 2 --crop 24 --method base arsam"
-    status = run(tmp_path, *arguments.split(), "--data-files", str(items))
+    status = run(tmp_path, *arguments.split())
     assert status == 0
     folder = tmp_path / "segmentation"
     report = json.loads((folder / "report.json").read_text())
@@ -271,8 +271,8 @@ def test_the_program_trains_and_tests_on_voc(archives, tmp_path, capsys):
     assert f"{TRAIN[0]}.jpg cannot be read" in capsys.readouterr().err
 
 
-def test_a_backbone_starts_from_the_weights_of_a_file(items, tmp_path):
-    options = Options(data_files=items, network="deeplab_mobilenet", crop=17)
+def test_a_backbone_starts_from_the_weights_of_a_file(tmp_path):
+    options = Options(network="deeplab_mobilenet", crop=17)
     start = Segmentation(options).new_state(optax.sgd(0.1), 7)
     variables = {"params": start.params, "batch_stats": start.batch_stats}
     file = tmp_path / "backbone.safetensors"
@@ -283,10 +283,10 @@ def test_a_backbone_starts_from_the_weights_of_a_file(items, tmp_path):
         assert all(jax.tree.leaves(same)) == (name == "backbone" or "BatchNorm" in name)
 
 
-def test_another_networks_weights_are_an_error(items, tmp_path):
+def test_another_networks_weights_are_an_error(tmp_path):
     file = tmp_path / "weights.npz"
     weights.save(file, {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)})
-    options = Options(data_files=items, network="deeplab_mobilenet", weights=file)
+    options = Options(network="deeplab_mobilenet", weights=file)
     with pytest.raises(DataError, match=r"255 names are missing: features\.0\.1\.running_mean"):
         Segmentation(options).new_state(optax.sgd(0.1), 0)
 
@@ -297,6 +297,7 @@ def test_another_networks_weights_are_an_error(items, tmp_path):
         ({"network": "unet"}, "--network: there is no unet; there are small, pspnet50"),
         ({"noise": 1.0}, r"--noise must be in \[0, 1\)"),
         ({"scale": (1.5, 0.5)}, "--scale takes two numbers, 0 < LEAST <= MOST, not 1.5 0.5"),
+        ({"items": "mnist"}, "--items: there is no mnist; there are digits, fashion_mnist"),
         ({"output_stride": 32}, "--output-stride must be 8 or 16, not 32"),
         ({"window_stride": 0.0}, r"--window-stride must be in \(0, 1\], not 0.0"),
         ({"sbd": "SBD"}, "--sbd SBD adds to VOC 2012, whose folder --data must name"),
@@ -312,4 +313,4 @@ def test_what_makes_no_sense_is_an_error(changed, message):
 
 def test_a_missing_fashion_mnist_is_an_error(tmp_path):
     with pytest.raises(DataError, match="dataset-fashion-mnist"):
-        Segmentation(Options(data_files=tmp_path))
+        Segmentation(Options(items="fashion_mnist", data_files=tmp_path))
