@@ -85,9 +85,11 @@ def test_closing_the_batches_ends_the_workers_and_a_killed_worker_is_an_error():
 
 
 _PROGRAM = """
-import contextlib, multiprocessing, sys, time
+import contextlib, faulthandler, multiprocessing, sys, time
 import numpy as np
 from examples.common import pipeline
+
+faulthandler.dump_traceback_later(50, exit=True)  # says where it hangs, if it does
 
 assert __name__ == "__main__", "a worker process imports the program"
 
@@ -122,7 +124,7 @@ def test_workers_end_with_their_program_and_start_no_device(number, tmp_path):
     else:
         process.kill()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == -number
+    assert process.returncode == -number, errors
     assert number != signal.SIGINT or errors.count("Traceback") == 1  # the program's alone
     deadline = time.perf_counter() + 20
     while any(map(is_alive, workers)) and time.perf_counter() < deadline:
