@@ -38,12 +38,12 @@ class Application(NamedTuple):
     """A program of ``examples``.
 
     Attributes:
-      options: the type of its settings.
+      options: makes its settings, the defaults but for what is given.
       task: makes the task of them; the first of its ``measures`` decides the search.
       goal: what is better of that measure, ``min`` or ``max``.
     """
 
-    options: type[comparison.Options]
+    options: Callable[..., comparison.Options]
     task: Any
     goal: Callable[..., Any]
 
@@ -57,6 +57,9 @@ APPLICATIONS = {
     "segmentation": Application(SegmentationOptions, Segmentation, max),
     "pose": Application(PoseOptions, Pose, max),
     "quantization": Application(QuantizationOptions, Quantization, max),
+    "quantization_of_weights": Application(
+        functools.partial(QuantizationOptions, through="weights"), Quantization, max
+    ),
 }
 
 
@@ -83,7 +86,8 @@ class Options:
     """Options of the benchmark."""
 
     application: Annotated[str, tyro.conf.Positional] = "language"
-    """A program of examples: language, segmentation, pose or quantization."""
+    """A program of examples: language, segmentation, pose, quantization or, with --through weights,
+    quantization_of_weights."""
     folder: Path = table.RESULTS / "applications"
     """Of the results: a CSV file of the name of the program, and beside it figure and tables."""
     workers: int = 1
