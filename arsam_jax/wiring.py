@@ -11,6 +11,10 @@ from jax.core import Tracer
 from arsam_jax import _check, _tree
 from arsam_jax.core import SharpnessAwareState, Witness
 
+_OTHER_LOSS = (
+    "another mini-batch, dropout key or augmentation, BatchNorm in another mode, or another loss"
+)
+_BEHIND = "an optimizer, a clip or a mask is in front of the link. Put it after"
 _FREEZING = (
     "Frozen leaves come alive on sampled steps: differentiate the others alone and let grad_fn"
     " close over the frozen ones, or freeze behind the optimizer"
@@ -120,7 +124,7 @@ def _check_arrival(tx, grads, state, params, extra_args, tolerance) -> Iterator[
     except Exception:  # any other, _try_update has met
         pass
     for link_grads in arrived:
-        for problem in _differences(link_grads, grads, params, tolerance / 10):
+        for problem in _differences(link_grads, grads, params, tolerance / 10, _BEHIND):
             yield (
                 "The link must be the first of the chain, but something in tx changes grads before"
                 f" they reach it: there they {problem}"
@@ -170,7 +174,7 @@ def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Ite
             yield f"Compared with the gradient of {name}, grads {problem}"
 
 
-def _differences(got, expected, params, tolerance) -> Iterator[str]:
+def _differences(got, expected, params, tolerance, else_why=_OTHER_LOSS) -> Iterator[str]:
     """What gradients are in comparison with others, as verbs of which they are the subject."""
     shapes = _check.differing_shapes(got, expected)
     if shapes:
@@ -195,10 +199,10 @@ def _differences(got, expected, params, tolerance) -> Iterator[str]:
         for leaves in (g, e, jax.tree.leaves(params))
     )
     if not _distance(g, e) <= tolerance:
-        yield _explain(g, e, w, tolerance)
+        yield _explain(g, e, w, tolerance, else_why)
 
 
-def _explain(g, e, w, tolerance) -> str:
+def _explain(g, e, w, tolerance, else_why) -> str:
     """What two lists of gradients that differ look like."""
     factor, rest = _fit(g, e)
     if rest <= tolerance * _norm(g):
@@ -226,8 +230,7 @@ def _explain(g, e, w, tolerance) -> str:
         )
     cosine = float(_tree.safe_divide(_tree.dot(g, e), _tree.norm(g) * _tree.norm(e)))
     return (
-        f"differ by {_distance(g, e):.2g} of the norm, with a cosine of {cosine:.3f}: another"
-        " mini-batch, dropout key or augmentation, BatchNorm in another mode, or another loss."
+        f"differ by {_distance(g, e):.2g} of the norm, with a cosine of {cosine:.3f}: {else_why}."
     )
 
 

@@ -214,6 +214,7 @@ def _describe(config: Config, trainer: Trainer) -> str:
         f" {config.model} with {trainer.num_params:,} parameters;"
         f" {config.epochs} epochs, {trainer.total_steps:,} steps; on {_devices(trainer)}"
         f"{saf if 'saf' in config.method else ''}{_effective_m(config)}{_without_term(config)}"
+        f"{_few_segments(config, trainer.total_steps)}"
     )
 
 
@@ -223,6 +224,17 @@ def _without_term(config: Config) -> str:
     if not methods or config.epochs > START_EPOCH + 1 or config.smoke:
         return ""
     return f"; warning: nothing but sgd before epoch {START_EPOCH + 2}: {methods}"
+
+
+def _few_segments(config: Config, total_steps: int) -> str:
+    """Says where the probability of ARSAM has no time to move."""
+    is_short = total_steps < 100 * config.segment_length and config.segment_length > 10
+    if "arsam" not in config.method or not is_short or config.smoke:
+        return ""
+    return (
+        f"; warning: ARSAM's probability moves {total_steps // config.segment_length} times in all,"
+        f" once in --segment-length {config.segment_length} steps; take 8 to 10 for a short run"
+    )
 
 
 def _devices(trainer: Trainer) -> str:

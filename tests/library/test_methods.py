@@ -45,7 +45,7 @@ def test_the_clean_gradient_is_read_where_the_list_says_so(name):
     grads = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), make_params())
     emitted = update(name, grads, all_extra_args())
     is_finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(emitted))
-    assert is_finite != METHODS[name].reads_grads
+    assert is_finite != METHODS[name].reads_grads, "reads_grads of the list or of the probe"
 
 
 def test_the_price_is_that_of_the_gradients_it_takes(name):

@@ -114,6 +114,10 @@ MISTAKES = {
         lambda: check(optax.chain(freeze(), make_chain())),
         r"must be the first of the chain.* there they are 0 at \['kernel'\]\. Frozen",
     ),
+    "an optimizer before the link": (
+        lambda: check(optax.chain(optax.adam(0.1), make_chain())),
+        r"must be the first of the chain.* an optimizer, a clip or a mask is in front of the link",
+    ),
     "mask before the link, behind a cond": (
         lambda: check(optax.apply_if_finite(optax.chain(freeze(), make_chain()), 3)),
         r"must be the first of the chain.* there they are 0 at \['kernel'\]\. Frozen",

@@ -17,7 +17,7 @@ import pytest
 
 import arsam_jax
 from examples.classification import loop, methods, models, plots, settings
-from examples.classification.__main__ import _without_term, load, main
+from examples.classification.__main__ import _few_segments, _without_term, load, main
 from examples.classification.config import Config
 from examples.classification.data import datasets
 from examples.classification.trainer import STEP_METRICS, Trainer
@@ -413,6 +413,17 @@ def test_a_run_too_short_for_a_trajectory_says_so():
     assert "nothing but sgd before epoch 7: saf, mesa" in warning(*arguments, "--epochs", "6")
     assert warning(*arguments, "--epochs", "7") == ""
     assert warning("--method", "sgd", "sam", "--epochs", "6") == ""
+
+
+def test_a_run_too_short_for_the_probability_to_move_says_so():
+    def warning(*arguments, steps):
+        return _few_segments(settings.parse(arguments), steps)
+
+    method, long = ["--method", "arsam"], ["--segment-length", "50"]
+    assert "moves 2 times in all" in warning(*method, *long, steps=120)
+    assert warning(*method, *long, steps=5_000) == ""
+    assert warning(*method, "--segment-length", "8", steps=120) == ""
+    assert warning("--method", "sam", *long, steps=120) == ""
 
 
 def test_the_whole_family_can_be_compared():
