@@ -11,9 +11,9 @@ from examples.segmentation.data import IGNORED, Scenes
 
 SIZE = 48
 ITEMS = ("digits", "fashion_mnist")
-CLASSES = {"digits": 11, "fashion_mnist": 6}  # with the background, which is class 0
+CLASSES = {"digits": 6, "fashion_mnist": 6}  # with the background, which is class 0
 _CLASS_OF_GARMENT = np.array([1, 2, 1, 3, 1, 4, 1, 4, 5, 4], np.uint8)
-_VALIDATION_ITEMS = {"digits": 200, "fashion_mnist": 10_000}  # the last of those for training
+_VALIDATION_ITEMS = {"digits": 100, "fashion_mnist": 10_000}  # the last of those for training
 _SIDES = (20, 32)  # of an item, in pixels
 _MOST_ITEMS = 3
 _OPAQUE = {"digits": 64, "fashion_mnist": 24}  # an item's pixels are those at least so bright
@@ -32,7 +32,7 @@ def scenes(
     are.
 
     Args:
-      kind: of the items: digits, scikit-learn's, a class each, or fashion_mnist, whose ten kinds
+      kind: of the items: digits, scikit-learn's 0 to 4, or fashion_mnist, whose ten kinds
         are five classes: tops, trousers, dresses, shoes, bags; every second one is mirrored.
       split: train, validation or test. They share neither items nor parts of photos.
       folder: of Fashion-MNIST's files.
@@ -68,7 +68,9 @@ def _read_items(kind: str, split: str, folder: Path) -> tuple[np.ndarray, np.nda
     source = "test" if split == "test" else "train"
     if kind == "digits":
         images, labels = digits(source)
-        images, classes = (images * 15.9375).astype(np.uint8), (labels + 1).astype(np.uint8)
+        chosen = labels < CLASSES["digits"] - 1
+        images = (images[chosen] * 15.9375).astype(np.uint8)
+        classes = (labels[chosen] + 1).astype(np.uint8)
     else:
         images, labels = fashion_mnist(source, folder)
         classes = _CLASS_OF_GARMENT[labels]
