@@ -57,7 +57,7 @@ if REPOSITORY:
     html_theme_options |= {"repository_url": REPOSITORY, "use_repository_button": True}
 
 INCLUDE = re.compile(r"^```\{include\} (\S+)\n```$", re.MULTILINE)
-SHOWN = re.compile(r"^```\{(?:literal)?include\} (\S+)", re.MULTILINE)
+SHOWN = re.compile(r"^```\{(?:include\} |literalinclude\} (?=\S*/quickstart/))(\S+)", re.MULTILINE)
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:)([^()\s#]+)(#[^()\s]*)?\)")
 
