@@ -45,6 +45,7 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "sphinx_book_theme"
 html_title = "arsam_jax"
+html_copy_source = False
 html_theme_options = {
     "navigation_with_keys": False,
     "path_to_docs": "docs",
@@ -67,6 +68,7 @@ def page_of_file() -> dict[Path, str]:
     return {
         (page.parent / name).resolve(): str(page.relative_to(DOCS))
         for page in DOCS.rglob("*.md")
+        if DOCS / "_build" not in page.parents
         for name in SHOWN.findall(page.read_text())
     }
 

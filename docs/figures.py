@@ -6,6 +6,7 @@ What they show of methods is a run of the library itself on a small problem.
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from arsam_jax import radius, sampling
 
 PLAIN, SAMPLED, REUSED, GREY = "#E69F00", "#0072B2", "#009E73", "#777777"
 STEPS = 240
-STYLE = {
+STYLE: Any = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -111,9 +112,9 @@ def landscape(axes):
 def arrow(axes, start, vector, color, label="", offset=(6, 4), style="-"):
     end = start + vector
     properties = {"arrowstyle": "-|>", "color": color, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", end, start, arrowprops=properties | {"linestyle": style})
+    axes.annotate("", tuple(end), tuple(start), arrowprops=properties | {"linestyle": style})
     middle = (start + end) / 2
-    axes.annotate(label, middle, offset, textcoords="offset points", color=color)
+    axes.annotate(label, tuple(middle), offset, textcoords="offset points", color=color)
 
 
 def probe_figure():
@@ -125,7 +126,7 @@ def probe_figure():
     arrow(axes, W + EPSILON, -SCALE * (G + PSF), SAMPLED, "−$g_A$ = −∇L(w + ε)", (8, -4))
     for point, label, offset in ((W, "w", (-14, -14)), (W + EPSILON, "w + ε", (6, 4))):
         axes.plot(*point, "o", color="black", markersize=5)
-        axes.annotate(label, point, offset, textcoords="offset points")
+        axes.annotate(label, tuple(point), offset, textcoords="offset points")
     axes.annotate("minimum", (0, 0), (0, 0), color=GREY, ha="center", va="center", fontsize=9)
     return figure
 
