@@ -11,7 +11,9 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
+import chex  # noqa: E402
 import figures  # noqa: E402
+import optax  # noqa: E402
 
 import arsam_jax  # noqa: E402
 
@@ -37,8 +39,23 @@ myst_heading_anchors = 4
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
+napoleon_attr_annotations = False
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+# By name, not by what they stand for, which takes three lines.
+TYPES = {
+    chex.Array: "Array",
+    chex.Numeric: "Numeric",
+    optax.ScalarOrSchedule: "ScalarOrSchedule",
+    arsam_jax.radius.ScalarOrSchedule: "Radius",
+    arsam_jax.sampling.ParamsMask: "ParamsMask",
+}
+autodoc_type_aliases = {
+    "Array": "chex.Array",
+    "Numeric": "chex.Numeric",
+    "ScalarOrSchedule": "optax.ScalarOrSchedule",
+    "Radius": "arsam_jax.radius.ScalarOrSchedule",
+    "ParamsMask": "arsam_jax.sampling.ParamsMask",
+}
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -116,6 +133,47 @@ def read_page(app: Any, docname: str, source: list[str]) -> None:
     source[0] = INCLUDE.sub(included, text) if len(parts) > 1 else text
 
 
+def name_types(app: Any, obj: Any, bound_method: bool) -> None:
+    """Gives the long unions among the types of a function their names."""
+    del app, bound_method
+    types = getattr(obj, "__annotations__", {})
+    for argument, kind in types.items():
+        for known, name in TYPES.items():
+            if kind == known:
+                types[argument] = name
+
+
+def documented_names() -> set[str]:
+    found = set()
+    for page in (DOCS / "api").glob("*.md"):
+        module = ""
+        for kind, name in re.findall(r"^\.\. ([\w:]+):: ([\w.]+)$", page.read_text(), re.MULTILINE):
+            if kind == "currentmodule":
+                module = name
+            else:
+                found |= {name, f"{module}.{name}"}
+    return found
+
+
+DOCUMENTED = documented_names()
+
+
+def link_names(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Makes a link of ``name`` in a docstring, where that is on a page, too."""
+    del app, what, options
+
+    def linked(match):
+        for prefix in (getattr(obj, "__module__", name), "arsam_jax"):
+            target = f"{prefix}.{match[1].removeprefix('arsam_jax.')}"
+            if target in DOCUMENTED and target != name:
+                return f":py:obj:`{match[1]} <{target}>`"
+        return match[0]
+
+    lines[:] = [re.sub(r"``([\w.]+)``", linked, line) for line in lines]
+
+
 def setup(app: Any) -> None:
     app.connect("source-read", read_page)
+    app.connect("autodoc-before-process-signature", name_types)
+    app.connect("autodoc-process-docstring", link_names)
     figures.draw(DOCS / "_generated")
