@@ -1,5 +1,6 @@
 """The site: `make docs` builds it into docs/_build/html."""
 
+import logging
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ import optax  # noqa: E402
 
 import arsam_jax  # noqa: E402
 
+log = logging.getLogger("sphinx.arsam_jax")  # whose warnings Sphinx counts
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY = PROJECT["urls"].get("Repository")
 
@@ -110,8 +112,10 @@ def read_page(app: Any, docname: str, source: list[str]) -> None:
     def link(match, file):
         mark, text, name, anchor = match.groups(default="")
         target = Path(os.path.normpath(file.parent / name))
-        if target.is_dir() and (target / "README.md").resolve() in pages:
+        if target.is_dir() and target / "README.md" in pages:
             target /= "README.md"
+        elif target == ROOT / "examples" / "quickstart":
+            target, anchor = DOCS / "programs.md", ""
         if target == ROOT / "README.md":
             target = DOCS / "index.md"
         if target in pages and not mark:
@@ -119,7 +123,8 @@ def read_page(app: Any, docname: str, source: list[str]) -> None:
             section = "" if target.suffix == ".md" else f"#{target.name.replace('.', '')}"
             target, anchor = DOCS / pages[target], anchor or section
         if not (target.exists() or target.parent == DOCS / "_generated"):
-            raise ValueError(f"{file.relative_to(ROOT)}: {name} is not there.")
+            log.warning("%s: %s is not there", file.relative_to(ROOT), name)
+            return text
         is_outside = DOCS not in target.parents and not mark
         if is_outside and REPOSITORY:
             kind = "tree" if target.is_dir() else "blob"
@@ -128,9 +133,7 @@ def read_page(app: Any, docname: str, source: list[str]) -> None:
             return text  # of which no copy can be kept, as of a file
         return f"{mark}[{text}]({os.path.relpath(target, page.parent)}{anchor})"
 
-    parts = INCLUDE.split(source[0])
-    text = with_links(source[0], page)
-    source[0] = INCLUDE.sub(included, text) if len(parts) > 1 else text
+    source[0] = INCLUDE.sub(included, with_links(source[0], page))
 
 
 def name_types(app: Any, obj: Any, bound_method: bool) -> None:
