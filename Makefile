@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints dist help
+.PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints docs dist help
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noisy labels
@@ -36,6 +36,11 @@ format: .venv/installed  ## what ruff can mend by itself
 constraints: .venv/installed  ## pins the newest versions
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--upgrade --no-header --no-annotate --no-emit-index-url -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra docs --universal --python-version 3.11 \
+		--upgrade --no-header --no-annotate --no-emit-index-url -o docs/constraints.txt
+
+docs: .venv/docs/installed  ## the site, in docs/_build/html; a warning is an error
+	.venv/docs/bin/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
 
 dist: .venv/installed  ## sdist and wheel in dist/, checked as a package index does
 	rm -rf dist
@@ -56,6 +61,13 @@ help:  ## this list
 	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --resolution lowest-direct -e .
 	$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python \
 		flax==0.10.6 hypothesis orbax-checkpoint pytest pytest-xdist scipy
+	touch $@
+
+# Apart from the tools of development: Sphinx and twine want different versions of docutils.
+.venv/docs/installed: pyproject.toml docs/constraints.txt .venv/installed
+	$(BIN)/uv venv --quiet --clear .venv/docs
+	$(BIN)/uv pip install --quiet --python .venv/docs/bin/python -c docs/constraints.txt \
+		-r pyproject.toml --extra docs
 	touch $@
 
 # uv takes the first Python on the path that pyproject.toml allows: put those of pyenv before it.

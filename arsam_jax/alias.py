@@ -539,7 +539,7 @@ def ausam(
 ) -> Link:
     r"""AUSAM: SAM on a part of the batch, drawn by how much ε has changed the examples' losses.
 
-    The weight of an example is its mean |Δloss| under ε so far, scaled within the batch to
+    The weight of an example is its mean ``|Δloss|`` under ε so far, scaled within the batch to
     [f_min, f_t], where f_t rises from f_min to f_max; the first epoch takes the whole batches
     (``selection.largest_changes``). Needs ``example_loss_fn``, ``batch`` and ``example_index``.
     Costs 2 share (2 in the first epoch) inside jit, where XLA drops the gradient that the caller

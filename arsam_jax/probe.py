@@ -116,10 +116,10 @@ def gradient_norm_aware(
         h_+ &= \alpha g_1 + (1 - \alpha) g_3 &
         h_- &= g_0 + (1 - \beta)\, g_2,
 
-    and the perturbed gradient is :math:`h_+ - \gamma h_\perp`, h_⊥ the part of h_- orthogonal to
-    h_+. g_1 − g_0 is ρ' times the gradient of ‖∇L‖, so w_2 is where ‖∇L‖ is largest within ρ, and
-    g_3 − g_2 descends it there. In the paper the weight of g_0 in h_- is β; in the authors' code
-    it is 1, as here.
+    and the perturbed gradient is :math:`h_+ - \gamma h_\perp`, h_⊥ the part of ``h_-`` orthogonal
+    to ``h_+``. g_1 − g_0 is ρ' times the gradient of ‖∇L‖, so w_2 is where ‖∇L‖ is largest within
+    ρ, and g_3 − g_2 descends it there. In the paper the weight of g_0 in ``h_-`` is β; in the
+    authors' code it is 1, as here.
 
     Args:
       grad_rho: ρ' >= 0, the length of the finite differences, or a schedule.
@@ -256,9 +256,9 @@ def reweighted(
 
     The slope is taken by forward-mode differentiation, at the price of two forward passes, and is
     right in whatever precision the loss computes. With ``delta`` it is the authors' difference
-    |ℓ_i(w + δz) − ℓ_i(w)| / δ for the price of one, which a loss with a ``jax.custom_vjp`` inside
-    needs: 0.01 suits float32 alone; where the loss computes in bfloat16, or multiplies matrices in
-    it as TPUs do by default, it is noise, and δ has to be about 1.
+    ``|ℓ_i(w + δz) − ℓ_i(w)| / δ`` for the price of one, which a loss with a ``jax.custom_vjp``
+    inside needs: 0.01 suits float32 alone; where the loss computes in bfloat16, or multiplies
+    matrices in it as TPUs do by default, it is noise, and δ has to be about 1.
 
     Args:
       inverse_temperature: λ >= 0; 0 is SAM.

@@ -120,7 +120,7 @@ class LossChangeState(NamedTuple):
 
     Attributes:
       key: uint32 (2,), of the draws.
-      total: float32 (N,), the sum of |Δloss| of each example over the steps that drew it.
+      total: float32 (N,), the sum of ``|Δloss|`` of each example over the steps that drew it.
       times: int32 (N,), how often it was drawn.
       ascent: state of the ascent.
     """
@@ -152,8 +152,8 @@ def largest_changes(
 
     with m_i over the earlier steps in which example i of the data set was drawn, and f_t rising
     from f_min to f_max along the first epochs; equal m_i give equal weights. The first epoch takes
-    the whole batches, to fill the memory; an example that it leaves out counts with one |Δloss| of
-    1. A |Δloss| that is not finite is not kept.
+    the whole batches, to fill the memory; an example that it leaves out counts with one ``|Δloss|``
+    of 1. A ``|Δloss|`` that is not finite is not kept.
 
     Needs ``example_loss_fn``, ``batch`` and ``example_index``, int (batch,): the positions of the
     examples in the data set, in [0, ``num_examples``). With ``axis_name`` each device draws from

@@ -131,12 +131,6 @@ def test_block_of_the_readme_runs(block):
     assert next(setting, None) is None
 
 
-def test_links_of_the_readme_lead_somewhere():
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README.read_text())
-    assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
-
-
 def test_the_description_for_an_index_has_no_links_into_the_repository():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
