@@ -85,11 +85,12 @@ def test_closing_the_batches_ends_the_workers_and_a_killed_worker_is_an_error():
 
 
 _PROGRAM = """
-import contextlib, faulthandler, multiprocessing, sys, time
+import contextlib, faulthandler, multiprocessing, signal, sys, time
 import numpy as np
 from examples.common import pipeline
 
 faulthandler.dump_traceback_later(50, exit=True)  # says where it hangs, if it does
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 assert __name__ == "__main__", "a worker process imports the program"
 
