@@ -131,6 +131,7 @@ def to_options(run: Run) -> comparison.Options:
     own = {"rho": run.rho} if run.method != BASE else {}
     return dataclasses.replace(
         APPLICATIONS[run.application].options(),
+        method=(run.method,),
         learning_rate=run.learning_rate,
         validation=run.stage == "search",
         output=_scratch(),

@@ -38,6 +38,7 @@ class Options(comparison.Options):
 
     epochs: int = 30
     batch_size: int = 16
+    rho: float = 0.05
 
     data: Path | None = None
     """Folder VOC2012, see README.md; by default scenes are generated."""
@@ -228,6 +229,10 @@ def _check(options: Options) -> None:
     )
     least, most = options.scale
     for is_met, message in (
+        (
+            not options.mirrored or options.data is not None or options.items != "digits",
+            "--mirrored is not for --items digits, whose mirror images are none",
+        ),
         (0 < least <= most, f"--scale takes two numbers, 0 < LEAST <= MOST, not {least} {most}"),
         (
             options.output_stride in (8, 16),

@@ -27,10 +27,14 @@ _THREADS = ThreadPoolExecutor()  # Pillow reads and resizes without Python's loc
 
 
 class Scenes(NamedTuple):
-    """Images and their labels; ``read`` gives those of one: (h, w, 3) and (h, w), uint8."""
+    """Images and their labels; ``read`` gives those of one: (h, w, 3) and (h, w), uint8.
+
+    ``may_be_mirrored`` says whether a mirror image shows what could be seen, too, as of no digit.
+    """
 
     size: int
     read: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    may_be_mirrored: bool = True
 
 
 class Batch(NamedTuple):
@@ -51,7 +55,8 @@ def batch(
     scale: tuple[float, float],
     rng: np.random.Generator,
 ) -> Batch:
-    """Random crops of random scale, every second one mirrored; the same for the same ``rng``.
+    """Random crops of random scale, every second one mirrored, if it may be; the same for the same
+    ``rng``.
 
     What a crop has beside the image is of the mean color, and ignored.
     """
@@ -66,7 +71,8 @@ def batch(
         image, labels = padded(np.asarray(image), crop), padded(np.asarray(labels), crop)
         y, x = (int(u * (n - crop + 1)) for u, n in zip(draw[1:], labels.shape, strict=False))
         image, labels = (a[y : y + crop, x : x + crop] for a in (image, labels))
-        return (image[:, ::-1], labels[:, ::-1]) if draw[3] < 0.5 else (image, labels)
+        is_mirrored = draw[3] < 0.5 and scenes.may_be_mirrored
+        return (image[:, ::-1], labels[:, ::-1]) if is_mirrored else (image, labels)
 
     images, labels = zip(*_THREADS.map(example, index.tolist(), draws), strict=True)
     return Batch(np.stack(images), np.stack(labels), index.astype(np.int32))

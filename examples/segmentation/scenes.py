@@ -60,7 +60,7 @@ def scenes(
         for place in range(rng.integers(1, _MOST_ITEMS + 1)):
             _put(image, label, items[its_items[place]], its_classes[place], kind, rng)
         _ignore_rims(label)
-    return Scenes(count, lambda scene: (images[scene], labels[scene]))
+    return Scenes(count, lambda scene: (images[scene], labels[scene]), kind != "digits")
 
 
 def _read_items(kind: str, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:

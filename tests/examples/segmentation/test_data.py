@@ -216,6 +216,12 @@ def test_crops_keep_pixels_with_their_labels():
     assert {*columns.min((1, 2)).tolist()} == {*range(4)}
 
 
+def test_what_has_no_mirror_image_is_not_mirrored():
+    some = numbered(12, 9)._replace(may_be_mirrored=False)
+    crops = data.batch(some, INDEX, 6, (1, 1), np.random.default_rng(0))
+    assert np.all(np.diff(crops.images[..., 2].astype(int), axis=2) == 1)
+
+
 def test_what_is_beside_the_image_is_ignored_and_of_the_mean_color():
     crops = data.batch(numbered(4, 5), INDEX, 8, (1, 1), np.random.default_rng(0))
     beside = crops.labels == IGNORED

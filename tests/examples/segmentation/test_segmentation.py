@@ -136,7 +136,8 @@ def test_the_backbone_has_a_learning_rate_of_its_own(task):
 
 
 def test_mirrored_evaluation_has_no_side(task):
-    own = Segmentation(dataclasses.replace(task.options, mirrored=True))
+    own = Segmentation(task.options)
+    own.options = dataclasses.replace(task.options, mirrored=True)
     state = own.new_state(optax.sgd(0.1), 0)
     images = RNG.integers(0, 256, (2, 24, 24, 3)).astype(np.uint8)
     softmax = own._mean_softmax(state.params, state.batch_stats, images)
@@ -298,6 +299,7 @@ def test_another_networks_weights_are_an_error(tmp_path):
         ({"noise": 1.0}, r"--noise must be in \[0, 1\)"),
         ({"scale": (1.5, 0.5)}, "--scale takes two numbers, 0 < LEAST <= MOST, not 1.5 0.5"),
         ({"items": "mnist"}, "--items: there is no mnist; there are digits, fashion_mnist"),
+        ({"mirrored": True}, "--mirrored is not for --items digits"),
         ({"output_stride": 32}, "--output-stride must be 8 or 16, not 32"),
         ({"window_stride": 0.0}, r"--window-stride must be in \(0, 1\], not 0.0"),
         ({"sbd": "SBD"}, "--sbd SBD adds to VOC 2012, whose folder --data must name"),
