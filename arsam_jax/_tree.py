@@ -45,7 +45,7 @@ def subtract(a: Any, b: Any) -> Any:
 
 
 def minus_psf(grads: Any, perturbed_grads: Any) -> Any:
-    """To take the norm of: the PSF itself, where it is kept, XLA would hold in a buffer for it."""
+    """−PSF, for norms alone: XLA would give the PSF, where that is kept, a buffer of its own."""
     return subtract(grads, perturbed_grads)
 
 

@@ -63,7 +63,8 @@ def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> Rad
         a_k = \max\big(a, 1 / \sqrt{k + 1}\big),
 
     the factor in brackets at most 10 and at least 1/10. c and with it the method then depend
-    neither on ``initial`` nor on the scale of the loss and of the parameters. A perturbed gradient
+    neither on ``initial``, unless the PSF is rounding there, nor on the scale of the loss and of
+    the parameters. A perturbed gradient
     that is not finite, where the gradient is, counts as the least factor; a c that rounding can
     have made moves nothing.
 

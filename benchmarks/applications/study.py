@@ -6,10 +6,12 @@ of them is better, so never at an edge. It starts for SAM at the learning rate t
 base optimizer. Its seeds serve nothing else, and it sees held-out training examples alone.
 """
 
+import atexit
 import dataclasses
 import functools
 import itertools
 import math
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -144,7 +146,9 @@ def to_options(run: Run) -> comparison.Options:
 @functools.cache
 def _scratch() -> Path:
     """Where a program of this process keeps what its runs share: the float network of a seed."""
-    return Path(tempfile.mkdtemp(prefix="applications-"))
+    folder = Path(tempfile.mkdtemp(prefix="applications-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 STUDY = search.Study(

@@ -25,13 +25,20 @@ class StopRequest:
         return self.signal is not None
 
 
+_ACTIVE: list[StopRequest] = []
+
+
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turns the first SIGINT or SIGTERM into a request to stop; a second SIGINT acts as usual.
 
     So does a second SIGTERM, but after ``jax.distributed.initialize()``: then SIGTERM is JAX's,
-    which tells all processes and has them agree on a step to stop at.
+    which tells all processes and has them agree on a step to stop at. Within another it is that
+    one's request.
     """
+    if _ACTIVE:
+        yield _ACTIVE[0]
+        return
     request = StopRequest()
     is_shared = jax.distributed.is_initialized()
     numbers = (signal.SIGINT,) if is_shared else (signal.SIGINT, signal.SIGTERM)
@@ -51,7 +58,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
     for number in previous:
         signal.signal(number, on_signal)
+    _ACTIVE.append(request)
     try:
         yield request
     finally:
+        _ACTIVE.clear()
         restore()

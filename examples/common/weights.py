@@ -114,7 +114,7 @@ def fill(
         if names
     ]
     if parts:
-        raise DataError(f"These weights are another network's. {'; '.join(parts)}.")
+        raise DataError(f"--weights: these are another network's. {'; '.join(parts)}.")
     return traverse_util.unflatten_dict(filled)
 
 

@@ -7,6 +7,7 @@ python -m examples.quantization --dataset cifar10 --network resnet18 ...        
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import optax
 import arsam_jax.flax
 from examples.common import comparison, settings, weights
 from examples.common.comparison.trainer import RESULT_FILE
+from examples.common.errors import StoppedError
 from examples.common.pipeline import Order
 from examples.common.stopping import stop_on_signal
 from examples.quantization import data, pictures
@@ -77,7 +79,8 @@ class Options(comparison.Options):
     """Of the float network."""
     weights: Path | None = None
     """File of a trained float network for all seeds, such as float/seed0/weights.safetensors of
-    another comparison."""
+    another comparison; for --validation of one with --validation, or it has seen what is held
+    out."""
 
 
 class TrainState(arsam_jax.flax.TrainState):
@@ -95,7 +98,7 @@ class FloatNetwork:
         self.options, self.images = options, images
         self.num_examples = len(images.train)
         self.model = make_network(options.network, images.num_classes)
-        image = jnp.zeros((1, *images.train.shape[1:]))
+        image = np.zeros((1, *images.train.shape[1:]), np.float32)  # starts no backend
         self.init = jax.jit(lambda key: self.model.init(key, image, is_training=False))
         self._count_right = jax.jit(self._right)
 
@@ -276,17 +279,22 @@ class Quantization(FloatNetwork):
         """The file of the weights; trains them, or what is left of that, if there is none."""
         place = self.options.folder / "float" / f"seed{seed}"
         if not (place / RESULT_FILE).exists():
-            options = dataclasses.replace(
-                self.options,
-                epochs=self.options.float_epochs,
-                learning_rate=self.options.float_learning_rate,
-            )
             print(f"The float network of seed {seed} is trained first.")
-            with stop_on_signal() as should_stop:
-                comparison.Trainer(options, self.float_network).train(
-                    comparison.BASE, seed, place, should_stop=should_stop
-                )
+            try:
+                with stop_on_signal() as should_stop:
+                    self._float_trainer.train(comparison.BASE, seed, place, should_stop=should_stop)
+            except StoppedError as error:
+                raise StoppedError(f"the float network, {error}") from error
         return place / WEIGHTS_FILE
+
+    @functools.cached_property
+    def _float_trainer(self) -> comparison.Trainer:
+        options = dataclasses.replace(
+            self.options,
+            epochs=self.options.float_epochs,
+            learning_rate=self.options.float_learning_rate,
+        )
+        return comparison.Trainer(options, self.float_network)
 
 
 class QuantizedState(TrainState):
@@ -310,7 +318,8 @@ def _check(options: Options) -> None:
         settings.require(2 <= bits <= 8, f"--{settings.flag(name)} must be 2 to 8, not {bits}")
     settings.require(
         options.through == "weights" or "wsam" not in options.method,
-        "--method wsam is for --through weights: its part past the optimizer cannot be pulled back",
+        "--method wsam, which all includes, is for --through weights: its part past the optimizer"
+        " cannot be pulled back",
     )
 
 

@@ -233,6 +233,11 @@ def _check(options: Options) -> None:
             not options.mirrored or options.data is not None or options.items != "digits",
             "--mirrored is not for --items digits, whose mirror images are none",
         ),
+        (
+            options.data is None or options.crop != Options.crop,
+            f"--crop {options.crop} is for generated scenes; with --data give a recipe's, see"
+            " README.md, such as 513",
+        ),
         (0 < least <= most, f"--scale takes two numbers, 0 < LEAST <= MOST, not {least} {most}"),
         (
             options.output_stride in (8, 16),

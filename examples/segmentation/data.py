@@ -124,7 +124,11 @@ def voc(folder: Path, sbd: Path | None, *, validation: bool) -> tuple[Scenes, Sc
         pairs = [(folder / "JPEGImages" / f"{name}.jpg", files[name]) for name in names]
         missing = [str(path) for pair in pairs for path in pair if not path.exists()]
         if missing:
-            raise DataError(f"{len(missing)} files are missing: {', '.join(missing[:3])}, ….")
+            some = ", ".join(missing[:3]) + ", …" * (len(missing) > 3)
+            raise DataError(
+                f"--data {folder}: of {len(names)} images these files are missing: {some}. Unpack"
+                " the whole archive."
+            )
         parts.append(_of_files(pairs))
     return parts[0], parts[1]
 

@@ -44,9 +44,9 @@ def main(
 def _compare(options: Options, task: Task) -> int:
     """Trains what is not finished yet, and reports."""
     folder, console = options.folder, Console()
+    trainer = Trainer(options, task)
     folder.mkdir(parents=True, exist_ok=True)
     write(options)
-    trainer = Trainer(options, task)
     columns = (
         progress.TextColumn("{task.description}"),
         *(progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn()),

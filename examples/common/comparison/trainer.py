@@ -82,13 +82,8 @@ class Trainer:
             )
         self.steps_per_epoch = task.num_examples // options.batch_size
         self.total_steps = options.epochs * self.steps_per_epoch
-        self._optimizers: dict[str, optax.GradientTransformation] = {}
-        self._steps: dict[str, Any] = {}
-
-    def make_optimizer(self, method: str, seed: int) -> optax.GradientTransformation:
-        options = self.options
         try:
-            schedule = make_schedule(
+            self.schedule = make_schedule(
                 options.schedule,
                 options.learning_rate,
                 self.total_steps,
@@ -97,15 +92,20 @@ class Trainer:
             )
         except ValueError as error:
             raise ConfigError(f"--warmup {options.warmup:g}: {error}") from error
+        self._optimizers: dict[str, optax.GradientTransformation] = {}
+        self._steps: dict[str, Any] = {}
+
+    def make_optimizer(self, method: str, seed: int) -> optax.GradientTransformation:
+        options = self.options
         base = make_optimizer(
             options.optimizer,
-            schedule,
+            self.schedule,
             weight_decay=options.weight_decay,
             momentum=options.momentum,
         )
         training = methods.Training(
             *(options, self.total_steps, self.steps_per_epoch, self.task.num_examples),
-            *(schedule, seed),
+            *(self.schedule, seed),
         )
         return methods.make_method(method, training, optax.chain(pull_back(), base))
 

@@ -214,6 +214,14 @@ def test_what_makes_no_sense_is_an_error(arguments, message, tmp_path):
         comparison.parse(Options, "tiny", ["--output", str(tmp_path), *arguments])
 
 
+@pytest.mark.parametrize(
+    "wrong", [("--batch-size", "49"), ("--schedule", "wsd", "--warmup", "0.9")]
+)
+def test_what_is_refused_leaves_no_folder(wrong, tmp_path):
+    assert run(tmp_path, *wrong) == 2
+    assert not (tmp_path / "tiny").exists()
+
+
 def test_a_batch_that_cannot_be_is_an_error():
     for changed, message in (
         ({"batch_size": 49}, "more than the 48"),

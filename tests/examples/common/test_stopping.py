@@ -18,6 +18,8 @@ def test_the_first_signal_asks_to_stop_and_the_second_acts_as_usual(number, capf
             os.kill(os.getpid(), number)
             assert should_stop()
             assert should_stop.signal == number
+            with stop_on_signal() as inner:
+                assert inner is should_stop
             assert not received
             os.kill(os.getpid(), number)
             assert received == [number]

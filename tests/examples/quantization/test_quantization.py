@@ -387,7 +387,7 @@ def test_augmented_images_are_moved_or_mirrored_and_depend_on_seed_and_step():
         ({"network": "vgg"}, "--network: there is no vgg; there are cnn"),
         ({"dataset": "mnist"}, "--dataset: there is no mnist; there are digits"),
         ({"noise": 1.0}, r"--noise must be in \[0, 1\)"),
-        ({"method": ("wsam",)}, "--method wsam is for --through weights"),
+        ({"method": ("wsam",)}, "--method wsam, which all includes, is for --through weights"),
     ],
 )
 def test_what_makes_no_sense_is_an_error(changed, message):

@@ -143,7 +143,7 @@ def remove_labels(voc, sbd):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (remove, r"1 files are missing: .*2008_000008\.jpg"),
+        (remove, r"these files are missing: .*2008_000008\.jpg"),
         (remove_list, r"val\.txt cannot be read: .* --data is the folder VOC2012"),
         (empty_list, r"train\.txt names no images"),
         (remove_labels, r"cls has no \.mat files. --sbd is the folder"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -300,6 +301,7 @@ def test_another_networks_weights_are_an_error(tmp_path):
         ({"scale": (1.5, 0.5)}, "--scale takes two numbers, 0 < LEAST <= MOST, not 1.5 0.5"),
         ({"items": "mnist"}, "--items: there is no mnist; there are digits, fashion_mnist"),
         ({"mirrored": True}, "--mirrored is not for --items digits"),
+        ({"data": Path("VOC2012")}, "--crop 48 is for generated scenes"),
         ({"output_stride": 32}, "--output-stride must be 8 or 16, not 32"),
         ({"window_stride": 0.0}, r"--window-stride must be in \(0, 1\], not 0.0"),
         ({"sbd": "SBD"}, "--sbd SBD adds to VOC 2012, whose folder --data must name"),
