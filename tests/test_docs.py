@@ -16,7 +16,7 @@ import arsam_jax
 import arsam_jax.flax
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+README, USE = ROOT / "README.md", ROOT / "docs" / "use.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -117,17 +117,17 @@ SETTINGS = {
 }
 BLOCKS = [
     block
-    for block in re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    for block in re.findall(r"^```python\n(.*?)^```", USE.read_text(), re.DOTALL | re.MULTILINE)
     if not block.startswith(">>> ")
 ]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_block_of_the_readme_runs(block):
+def test_block_of_the_guide_runs(block):
     (setting,) = (setting() for text, setting in SETTINGS.items() if text in block)
     namespace = next(setting)
     namespace |= {"jax": jax, "jnp": jnp, "optax": optax, "arsam_jax": arsam_jax}
-    exec(compile(block, "README.md", "exec"), namespace)
+    exec(compile(block, "use.md", "exec"), namespace)
     assert next(setting, None) is None
 
 
