@@ -197,7 +197,8 @@ def budgeted_sam(
       bound: κ > 0; min(0.1, 0.8 share) if None.
       reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
     """
-    if not isinstance(rho, radius.Radius):
+    is_policy = isinstance(rho, radius.Radius)
+    if not is_policy:
         _check.check_scalar_or_schedule("rho", rho, low=0)  # before the factor
     if speedup is not None:
         _check.check_static("speedup", speedup)
@@ -219,7 +220,6 @@ def budgeted_sam(
         progress = jnp.minimum(jnp.float32(step) / jnp.float32(total_steps), 1)
         return jnp.float32(base) * (1 + (1 / float(share) - 1) * progress)
 
-    is_policy = isinstance(rho, radius.Radius)
     if is_policy and total_steps is not None:
         raise ValueError(f"total_steps raises a radius that is given, a policy sets it: {rho!r}.")
     is_constant = total_steps is None and not callable(rho)

@@ -139,6 +139,8 @@ def sharpness_aware(
             f" examples. Got {rho!r}."
         )
 
+    parts = _Parts(radius, probe, sampling, correction)
+
     def init_fn(params):
         _check.check_arrays("params", params)
         params = jax.tree.map(_array_of, params)
@@ -179,8 +181,7 @@ def sharpness_aware(
         wanted, policy_state = sampling.decide(
             state.sampling, state.step, _float32(sampling.norm(_tree.widen(updates), params))
         )
-        records = sampling.record is not None or radius.record is not None
-        reads_grads = probe.reads_grads or correction.reads_grads or records
+        reads_grads = probe.reads_grads or correction.reads_grads or parts.records
         is_unread = wanted is True and not reads_grads
         _check_replicated((wanted, () if is_unread else updates))
         if wanted is False or (is_constant and rho_t == 0):
@@ -190,7 +191,6 @@ def sharpness_aware(
         else:
             sampled = _uniform((jnp.asarray(rho_t) > 0) & wanted, extra_args.get("axis_name"))
 
-        parts = _Parts(radius, probe, sampling, correction)
         age = jnp.where(state.age < correction_lib.NEVER, state.age + 1, state.age)
         extra_args |= {"rho": rho_t, "step": state.step, "grad_fn": grad_fn}
         fresh = functools.partial(
@@ -278,6 +278,10 @@ class _Parts(NamedTuple):
     sampling: sampling_lib.SamplingPolicy
     correction: correction_lib.Correction
 
+    @property
+    def records(self) -> bool:
+        return self.sampling.record is not None or self.radius.record is not None
+
 
 class _StepResult(NamedTuple):
     """What a step with a perturbed gradient, or one without, hands on."""
@@ -302,9 +306,8 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
 
     minus_psf = () if is_unread and not measure else _tree.minus_psf(grads, perturbed_grads)
     is_accepted = jnp.array(True)
-    records = sampling.record is not None or radius.record is not None
     keeps = [x.dtype for x in jax.tree.leaves((state.probe, state.correction))]
-    if records or any(jnp.issubdtype(x, jnp.inexact) for x in keeps):
+    if parts.records or any(jnp.issubdtype(x, jnp.inexact) for x in keeps):
         norm = _tree.norm(perturbed_grads if is_unread else minus_psf)
         # What is kept may have a narrower dtype and overflow where the gradient does not.
         narrow = _tree.narrow_leaves(correction_state, norm)
