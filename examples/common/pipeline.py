@@ -21,7 +21,7 @@ import numpy as np
 
 from examples.common.errors import DataError
 
-_ORDER_STREAM = 2  # keeps the random streams of one seed apart; label noise has another
+_ORDER_STREAM, _AUGMENTATION_STREAM = 2, 3  # keep the streams of one seed apart; label noise has 1
 _BATCHES_AHEAD = 2  # of each worker, in its memory and in the pipe
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -29,6 +29,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the examples in an epoch."""
     return np.random.default_rng((seed, _ORDER_STREAM, epoch)).permutation(num_examples)
+
+
+def augmentation_rng(seed: int, step: int) -> np.random.Generator:
+    """What is random in the augmentation of a step."""
+    return np.random.default_rng((seed, _AUGMENTATION_STREAM, step))
 
 
 class Examples(Protocol):

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import arsam_jax.flax
-from examples.common import comparison, settings, weights
+from examples.common import batch_norm, comparison, settings, weights
+from examples.common.pipeline import augmentation_rng
 from examples.pose import data, evaluation, simcc
 from examples.pose.figures import figures
 from examples.pose.network import NETWORKS, torch_name
@@ -87,10 +87,10 @@ class Pose:
         variables = self.model.init(jax.random.key(seed), image, is_training=False)
         if self.weights is not None:
             variables = weights.fill(variables, self.weights, torch_name)
-        return TrainState.create(apply_fn=self.model.apply, tx=tx, **variables)
+        return batch_norm.TrainState.create(apply_fn=self.model.apply, tx=tx, **variables)
 
     def batch(self, index: np.ndarray, step: int, seed: int) -> data.Crops:
-        rng = data.augmentation_rng(seed, step) if self.options.augmentation else None
+        rng = augmentation_rng(seed, step) if self.options.augmentation else None
         return data.crop(self.train, index, self.options.image_size, rng)
 
     def train_step(self, state: Any, batch: Any, previous: Any) -> tuple[Any, jax.Array]:
@@ -106,24 +106,7 @@ class Pose:
             )
             return simcc.losses(logits, targets, visible), changed["batch_stats"]
 
-        def value_and_grad(params, crops=batch):
-            def mean_loss(params):
-                values, batch_stats = losses(params, crops)
-                return values.mean(), batch_stats
-
-            return jax.value_and_grad(mean_loss, has_aux=True)(params)
-
-        (loss, batch_stats), grads = value_and_grad(state.params)
-        state = state.apply_gradients(
-            grads=grads,
-            batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
-            grad_fn=lambda params: value_and_grad(params)[1],
-            previous_grad_fn=lambda params: value_and_grad(params, previous)[1],
-            example_loss_fn=lambda params, crops: losses(params, crops)[0],
-            batch=batch,
-            example_index=batch.index,
-        )
-        return state, loss
+        return batch_norm.train_step(state, batch, previous, losses)
 
     def evaluate(self, state: Any) -> dict[str, float]:
         measures = self._measure(self._predict_all(state))
@@ -166,12 +149,6 @@ class Pose:
 
         logits, mirrored_logits = logits_of(images), logits_of(images[:, :, ::-1])
         return simcc.positions(logits, mirrored_logits, self.options.targets)
-
-
-class TrainState(arsam_jax.flax.TrainState):
-    """Also holds the BatchNorm statistics."""
-
-    batch_stats: Any
 
 
 def _normalized(images: jax.Array) -> jax.Array:

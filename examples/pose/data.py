@@ -17,7 +17,6 @@ from examples.pose.joints import HEAD, MIRRORED, NECK, NUM_JOINTS
 
 UNIT = 200  # pixels of a scale of 1
 _SCALE, _ROTATION, _MOST_ROTATION, _ROTATED = 0.25, 30, 60, 0.6
-_AUGMENTATION_STREAM = 3  # keeps the random streams of one seed apart
 _THREADS = ThreadPoolExecutor()  # Pillow reads and warps without Python's lock
 
 
@@ -78,11 +77,6 @@ def crop(
         visible.astype(np.float32),
         index.astype(np.int32),
     )
-
-
-def augmentation_rng(seed: int, step: int) -> np.random.Generator:
-    """What is random in the crops of a step."""
-    return np.random.default_rng((seed, _AUGMENTATION_STREAM, step))
 
 
 def crop_matrices(

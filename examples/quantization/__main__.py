@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 import arsam_jax.flax
-from examples.common import comparison, settings, weights
+from examples.common import batch_norm, comparison, settings, weights
 from examples.common.comparison.trainer import RESULT_FILE
 from examples.common.errors import StoppedError
 from examples.common.pipeline import Order
@@ -83,12 +83,6 @@ class Options(comparison.Options):
     out."""
 
 
-class TrainState(arsam_jax.flax.TrainState):
-    """Also holds the BatchNorm statistics."""
-
-    batch_stats: Any
-
-
 class FloatNetwork:
     """The task of the float network, see ``comparison.Task``: the weights that LSQ starts from."""
 
@@ -104,7 +98,7 @@ class FloatNetwork:
 
     def new_state(self, tx: optax.GradientTransformation, seed: int) -> Any:
         variables = self.init(jax.random.key(seed))
-        return TrainState.create(apply_fn=self.model.apply, tx=tx, **variables)
+        return batch_norm.TrainState.create(apply_fn=self.model.apply, tx=tx, **variables)
 
     def batch(self, index: np.ndarray, step: int, seed: int) -> data.Batch:
         images = self.images.train[index]
@@ -118,25 +112,7 @@ class FloatNetwork:
         def losses(params, batch):
             return self.losses(seen(params), state.batch_stats, batch)
 
-        def value_and_grad(params, batch=batch):
-            def mean_loss(params):
-                values, batch_stats = losses(params, batch)
-                return values.mean(), batch_stats
-
-            return jax.value_and_grad(mean_loss, has_aux=True)(params)
-
-        (loss, batch_stats), grads = value_and_grad(state.params)
-        state = state.apply_gradients(
-            grads=grads,
-            batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
-            grad_fn=lambda params: value_and_grad(params)[1],
-            previous_grad_fn=lambda params: value_and_grad(params, previous)[1],
-            example_loss_fn=lambda params, some: losses(params, some)[0],
-            batch=batch,
-            example_index=batch.index,
-            extra_args={"pull_back": pull_back},
-        )
-        return state, loss
+        return batch_norm.train_step(state, batch, previous, losses, pull_back=pull_back)
 
     def evaluate(self, state: Any) -> dict[str, float]:
         return {"accuracy": self.accuracy(state.params, state.batch_stats)}
@@ -297,7 +273,7 @@ class Quantization(FloatNetwork):
         return comparison.Trainer(options, self.float_network)
 
 
-class QuantizedState(TrainState):
+class QuantizedState(batch_norm.TrainState):
     """Also holds the accuracy of the float network that the training started from."""
 
     float_accuracy: Any

@@ -9,10 +9,10 @@ import numpy as np
 
 from examples.common import image_sets
 from examples.common.errors import DataError
+from examples.common.pipeline import augmentation_rng
 
 DATASETS = ("digits", "fashion_mnist", *image_sets.CIFAR_FILES)
 _VALIDATION_SHARE = 0.2
-_AUGMENTATION_STREAM = 3  # keeps the random streams of one seed apart
 
 
 class Batch(NamedTuple):
@@ -93,7 +93,7 @@ def _read(name: str, files: Path | None, split: str) -> tuple[np.ndarray, np.nda
 
 def crop_and_mirror(images: np.ndarray, seed: int, step: int) -> np.ndarray:
     """Each image moved by up to an eighth of its width, with 0 beside it, every second mirrored."""
-    rng = np.random.default_rng((seed, _AUGMENTATION_STREAM, step))
+    rng = augmentation_rng(seed, step)
     _, height, width, _ = images.shape
     margin = width // 8
     padded = np.pad(images, [(0, 0), (margin, margin), (margin, margin), (0, 0)])

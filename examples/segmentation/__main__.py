@@ -6,6 +6,7 @@ python -m examples.segmentation --data VOC2012 --sbd SBD --network pspnet101 ...
 """
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import arsam_jax.flax
-from examples.common import comparison, optimizers, settings, weights
+from examples.common import batch_norm, comparison, optimizers, settings, weights
 from examples.common.image_sets import FASHION_MNIST_FOLDER
+from examples.common.pipeline import augmentation_rng
 from examples.segmentation import data, evaluation
 from examples.segmentation.network import NETWORKS, make_network, torch_name
 from examples.segmentation.scenes import CLASSES, ITEMS, scenes
@@ -115,7 +116,7 @@ class Segmentation:
         )
 
     def batch(self, index: np.ndarray, step: int, seed: int) -> data.Batch:
-        rng = data.augmentation_rng(seed, step)
+        rng = augmentation_rng(seed, step)
         return data.batch(self.train, index, self.options.crop, self.options.scale, rng)
 
     def train_step(self, state: Any, batch: Any, previous: Any) -> tuple[Any, jax.Array]:
@@ -132,25 +133,9 @@ class Segmentation:
                 values += weight * pixel_losses(logits, batch.labels)
             return values, changed["batch_stats"]
 
-        def value_and_grad(params, *args):
-            def mean_loss(params):
-                values, batch_stats = losses(params, *args)
-                return values.mean(), batch_stats
-
-            return jax.value_and_grad(mean_loss, has_aux=True)(params)
-
-        (loss, batch_stats), grads = value_and_grad(state.params, batch)
         step_before = jnp.maximum(state.step - 1, 0)
-        state = state.apply_gradients(
-            grads=grads,
-            batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
-            grad_fn=lambda params: value_and_grad(params, batch)[1],
-            previous_grad_fn=lambda params: value_and_grad(params, previous, step_before)[1],
-            example_loss_fn=lambda params, some: losses(params, some)[0],
-            batch=batch,
-            example_index=batch.index,
-        )
-        return state, loss
+        previous_losses = functools.partial(losses, step=step_before)
+        return batch_norm.train_step(state, batch, previous, losses, previous_losses)
 
     def evaluate(self, state: Any) -> dict[str, float]:
         return self._measure(state)
@@ -193,10 +178,9 @@ class Segmentation:
         return (values + softmax(images[:, :, ::-1])[:, :, ::-1]) / 2
 
 
-class TrainState(arsam_jax.flax.TrainState):
-    """Also holds the BatchNorm statistics, and the key of dropout."""
+class TrainState(batch_norm.TrainState):
+    """Also holds the key of dropout."""
 
-    batch_stats: Any
     key: Any
 
 

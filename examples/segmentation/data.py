@@ -16,7 +16,6 @@ IGNORED = 255
 """The label of pixels that neither train nor count."""
 VOC_CLASSES = 21
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's pixels
-_AUGMENTATION_STREAM = 3  # keeps the random streams of one seed apart
 _HELD_OUT_EVERY = 10
 _DAMAGES = (OSError, SyntaxError)  # what Pillow raises
 _MAT_DAMAGES = (
@@ -76,11 +75,6 @@ def batch(
 
     images, labels = zip(*_THREADS.map(example, index.tolist(), draws), strict=True)
     return Batch(np.stack(images), np.stack(labels), index.astype(np.int32))
-
-
-def augmentation_rng(seed: int, step: int) -> np.random.Generator:
-    """What is random in the crops of a step."""
-    return np.random.default_rng((seed, _AUGMENTATION_STREAM, step))
 
 
 def padded(array: np.ndarray, size: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from examples.common.errors import DataError
+from examples.common.pipeline import augmentation_rng
 from examples.segmentation import data
 from examples.segmentation.data import IGNORED, Scenes
 from examples.segmentation.scenes import CLASSES, SIZE, scenes
@@ -250,7 +251,7 @@ def test_a_batch_is_a_function_of_examples_seed_and_step():
     some = numbered(12, 9)
 
     def crops(seed, step, index=INDEX):
-        rng = data.augmentation_rng(seed, step)
+        rng = augmentation_rng(seed, step)
         return data.batch(some, index, 6, (0.5, 2), rng)
 
     first, again = crops(0, 5), crops(0, 5)
