@@ -1,8 +1,8 @@
 """What SAM and its cheaper kin give to the programs of ``examples``, at settings searched alike.
 
-The learning rate is searched for the base optimizer, learning rate and ρ for SAM, on held-out
-training examples with seeds of their own; ARSAM and all else have what suits SAM. Then each method
-is run with the reporting seeds and asked what the program asks of it, on the test set.
+The learning rate is searched for every method, and ρ for SAM, whose ρ ARSAM and all else have, on
+held-out training examples with seeds of their own. Then each method is run with the reporting seeds
+and asked what the program asks of it, on the test set.
 
 Every finished run is a line of a CSV file at once, and is never done again: a run that was
 interrupted is resumed by the same command.
@@ -24,10 +24,12 @@ def main(options: Options) -> None:
     start = study.start(name)
     base = study.find(options, own_study, BASE, start._replace(rho=0.0))
     sam = study.find(options, own_study, "sam", start._replace(learning_rate=base.learning_rate))
+    settings = {BASE: base, "sam": sam}
+    for method in options.methods:
+        if method not in settings:
+            settings[method] = study.find(options, own_study, method, sam)
     runs = {
-        method: study.runs_of(
-            options, "run", method, base if method == BASE else sam, options.seeds
-        )
+        method: study.runs_of(options, "run", method, settings[method], options.seeds)
         for method in options.methods
     }
     done = search.run_all(itertools.chain(*runs.values()), own_study, options.results)

@@ -3,7 +3,9 @@
 A setting is a learning rate and a radius. The search climbs a ladder of powers of two from the
 defaults of the program: it looks at the neighbours of the best setting so far, and ends where none
 of them is better, so never at an edge. It starts for SAM at the learning rate that was best for the
-base optimizer. Its seeds serve nothing else, and it sees held-out training examples alone.
+base optimizer. What samples SAM's gradient less often keeps its radius, and climbs from its
+learning rate to one of its own. Its seeds serve nothing else, and it sees held-out training
+examples alone.
 """
 
 import atexit
@@ -14,7 +16,7 @@ import math
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -32,7 +34,6 @@ from examples.quantization.__main__ import Quantization
 from examples.segmentation.__main__ import Options as SegmentationOptions
 from examples.segmentation.__main__ import Segmentation
 
-SEARCHED = (BASE, "sam")  # every other method has SAM's setting
 RESULTS = ("percent_sam", "seconds", "steps", "train_loss")
 
 
@@ -95,7 +96,7 @@ class Options:
     workers: int = 1
     """Processes, each pinned to one core; 0 runs in the program's own."""
     methods: tuple[str, ...] = (BASE, "sam", "arsam", "budgeted_sam")
-    """What is run; base and sam are searched in any case."""
+    """What is searched and run; base and sam are searched in any case."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of the reported runs."""
     tuning_seeds: tuple[int, ...] = (100, 101, 102)
@@ -164,23 +165,27 @@ def start(application: str) -> Setting:
     return Setting(options.learning_rate, options.rho)
 
 
-def neighbours(setting: Setting) -> list[Setting]:
-    """Twice and half of each number that is not 0."""
+def searched(method: str) -> tuple[str, ...]:
+    """The fields of its setting that are searched for it."""
+    return Setting._fields if method == "sam" else ("learning_rate",)
+
+
+def neighbours(setting: Setting, names: Sequence[str]) -> list[Setting]:
+    """Twice and half of each of these fields."""
     return [
-        setting._replace(**{name: float(f"{value * factor:.6g}")})
-        for name, value in setting._asdict().items()
+        setting._replace(**{name: float(f"{getattr(setting, name) * factor:.6g}")})
+        for name in names
         for factor in (0.5, 2)
-        if value
     ]
 
 
 def find(options: Options, study: search.Study, method: str, first: Setting) -> Setting:
-    """The best setting of ``base`` or ``sam``. A measure that is no number is the worst."""
+    """The best setting of a method. A measure that is no number is the worst."""
     sign = 1 if APPLICATIONS[options.application].goal is max else -1
     best, setting = first, None
     while best != setting:
         setting = best
-        tried = [setting, *neighbours(setting)]
+        tried = [setting, *neighbours(setting, searched(method))]
         runs = {s: runs_of(options, "search", method, s, options.tuning_seeds) for s in tried}
         done = search.run_all(itertools.chain(*runs.values()), study, options.results)
 

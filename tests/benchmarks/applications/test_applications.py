@@ -16,8 +16,12 @@ START = study.start("language")
 
 
 def fake_run(run):
-    """Least loss at 4 times the learning rate and at a quarter of ρ; 1 lower with SAM."""
-    away = abs(math.log2(run.learning_rate / START.learning_rate) - 2)
+    """Least loss at 4 times the learning rate and at a quarter of ρ; 1 lower with SAM.
+
+    ARSAM's best learning rate is half of SAM's.
+    """
+    best = 1 if run.method == "arsam" else 2
+    away = abs(math.log2(run.learning_rate / START.learning_rate) - best)
     if run.rho:
         away += abs(math.log2(run.rho / START.rho) + 2) - 1
     loss = 3 + away + run.seed % 2 + (0.5 if run.stage == "run" else 0)
@@ -43,8 +47,13 @@ def test_search_goes_on_until_no_neighbour_is_better(options, monkeypatch):
         assert ("sam", best[0] * factor, best[1]) in tried
         assert ("sam", best[0], best[1] * factor) in tried
     reported = {run[2:5] for run in done if run.stage == "run"}
-    others = {(method, *best) for method in ("sam", "arsam", "budgeted_sam")}
-    assert reported == {("base", best[0], 0), *others}
+    assert reported == {
+        ("base", best[0], 0),
+        ("sam", *best),
+        ("arsam", best[0] / 2, best[1]),
+        ("budgeted_sam", *best),
+    }
+    assert {run.rho for run in done if run.method == "arsam"} == {best[1]}
     for run in done:
         assert (run.seed in options.tuning_seeds) == (run.stage == "search")
         assert study.to_options(run).validation == (run.stage == "search")
@@ -84,8 +93,10 @@ def test_settings_of_a_run_are_the_defaults_but_for_what_is_searched(name):
     assert not given.folder.is_relative_to(Path.cwd())
 
 
-def test_neighbours_are_twice_and_half_of_what_is_not_0():
-    assert study.neighbours(Setting(0.1, 0.0)) == [Setting(0.05, 0.0), Setting(0.2, 0.0)]
+def test_neighbours_are_twice_and_half_of_what_is_searched():
+    halved_and_doubled = [Setting(0.05, 1.0), Setting(0.2, 1.0)]
+    assert study.neighbours(Setting(0.1, 1.0), study.searched("arsam")) == halved_and_doubled
+    assert len(study.neighbours(Setting(0.1, 1.0), study.searched("sam"))) == 4
 
 
 @pytest.mark.usefixtures("standard_promotion")
