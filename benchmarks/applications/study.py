@@ -12,11 +12,10 @@ import atexit
 import dataclasses
 import functools
 import itertools
-import math
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -170,31 +169,19 @@ def searched(method: str) -> tuple[str, ...]:
     return Setting._fields if method == "sam" else ("learning_rate",)
 
 
-def neighbours(setting: Setting, names: Sequence[str]) -> list[Setting]:
-    """Twice and half of each of these fields."""
-    return [
-        setting._replace(**{name: float(f"{getattr(setting, name) * factor:.6g}")})
-        for name in names
-        for factor in (0.5, 2)
-    ]
-
-
 def find(options: Options, study: search.Study, method: str, first: Setting) -> Setting:
-    """The best setting of a method. A measure that is no number is the worst."""
+    """The best setting of a method."""
     sign = 1 if APPLICATIONS[options.application].goal is max else -1
-    best, setting = first, None
-    while best != setting:
-        setting = best
-        tried = [setting, *neighbours(setting, searched(method))]
-        runs = {s: runs_of(options, "search", method, s, options.tuning_seeds) for s in tried}
-        done = search.run_all(itertools.chain(*runs.values()), study, options.results)
 
-        def score(setting, runs=runs, done=done):
-            mean = sign * statistics.fmean(done[run][study.measure] for run in runs[setting])
-            return -math.inf if math.isnan(mean) else mean
+    def scores_of(tried):
+        runs = [runs_of(options, "search", method, s, options.tuning_seeds) for _, s in tried]
+        done = search.run_all(itertools.chain(*runs), study, options.results)
+        return [sign * statistics.fmean(done[run][study.measure] for run in own) for own in runs]
 
-        best = max(tried, key=score)
-    return best
+    def neighbours(setting):
+        return search.doubled_and_halved(setting, searched(method))
+
+    return search.climb({method: first}, neighbours, scores_of)[method]
 
 
 def runs_of(

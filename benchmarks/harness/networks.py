@@ -15,6 +15,7 @@ class MLP(nn.Module):
     """Dense layers with ReLU."""
 
     widths: tuple[int, ...]
+    outputs: int = NUM_CLASSES
 
     @nn.compact
     def __call__(self, x, train=True):
@@ -22,7 +23,7 @@ class MLP(nn.Module):
         x = x.reshape(len(x), -1)
         for width in self.widths:
             x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
-        return nn.Dense(NUM_CLASSES, kernel_init=nn.initializers.he_normal())(x)
+        return nn.Dense(self.outputs, kernel_init=nn.initializers.he_normal())(x)
 
 
 class CNN(nn.Module):

@@ -14,7 +14,7 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -90,6 +90,15 @@ def score(runs: Iterable[Any], done: Done) -> float:
     return statistics.fmean(done[run]["accuracy"] if run in done else math.nan for run in runs)
 
 
+def doubled_and_halved(setting: Any, names: Sequence[str]) -> list[Any]:
+    """A NamedTuple of numbers with half and twice each of these fields."""
+    return [
+        setting._replace(**{name: float(f"{getattr(setting, name) * factor:.6g}")})
+        for name in names
+        for factor in (0.5, 2)
+    ]
+
+
 def best(settings: Sequence[Any], runs_of: Callable[[Any], Iterable[Any]], done: Done) -> Any:
     """The setting whose runs score highest, the earlier one of equals."""
     scores = [score(runs_of(setting), done) for setting in settings]
@@ -97,6 +106,35 @@ def best(settings: Sequence[Any], runs_of: Callable[[Any], Iterable[Any]], done:
         missing = [run for setting in settings for run in runs_of(setting) if run not in done]
         raise SystemExit(f"The search is not done: {len(missing)} runs are missing, {missing[0]}")
     return settings[max(range(len(settings)), key=scores.__getitem__)]
+
+
+def climb(
+    starts: Mapping[str, Any],
+    neighbours: Callable[[Any], Sequence[Any]],
+    scores_of: Callable[[Sequence[tuple[str, Any]]], Iterable[float]],
+) -> dict[str, Any]:
+    """The setting that none of its neighbours beats, so never one at an edge, of each problem.
+
+    All climbs take a step at a time together: a step asks for a handful of runs, too few to keep
+    every worker busy. A score that is no number is the worst.
+
+    Args:
+      starts: a setting of each problem, by its name.
+      neighbours: of a setting.
+      scores_of: of pairs of a name and a setting, the higher the better.
+    """
+    found, settings = {}, dict(starts)
+    while settings:
+        tried = [(name, s) for name, at in settings.items() for s in (at, *neighbours(at))]
+        scores = dict(zip(tried, scores_of(tried), strict=True))
+        moved = {}
+        for name, at in settings.items():
+            own = [pair for pair in tried if pair[0] == name]
+            values = [-math.inf if math.isnan(scores[pair]) else scores[pair] for pair in own]
+            best = own[max(range(len(own)), key=values.__getitem__)][1]
+            (found if best == at else moved)[name] = best
+        settings = moved
+    return {name: found[name] for name in starts}
 
 
 def read_rows(path: Path, run: type) -> Done:

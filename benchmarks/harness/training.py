@@ -24,7 +24,7 @@ MakeLink = Callable[..., optax.GradientTransformationExtraArgs]
 
 
 class Result(NamedTuple):
-    """What one run reports. Accuracies in %."""
+    """What one run reports. The accuracy is the workload's score, in %."""
 
     accuracy: float
     sampled_share: float
@@ -50,12 +50,12 @@ def train(
     follow one another.
     """
     data = make_data(workload, seed, held_out)
-    compiled = _compile(workload, make_link, share, data.x.shape)
+    compiled = _compile(workload, make_link, share, *map(_shape_of, (data.x, data.labels)))
     order = _order(workload, len(data.x), seed)
     hyper = Setting(*(jnp.float32(value) for value in setting))
     run_seed = jnp.uint32(seed)
     x, labels = jnp.asarray(data.x), jnp.asarray(data.labels)
-    state = compiled.init(run_seed, hyper, x)
+    state = compiled.init(_initial(workload, seed, data), run_seed, hyper)
     jax.block_until_ready((state, x, labels))
     start = time.perf_counter()
     state, losses = jax.block_until_ready(
@@ -63,16 +63,16 @@ def train(
     )
     seconds = time.perf_counter() - start
     variables, opt_state = state[:2], state[2]
-    correct = _correct(workload.network, variables, data.held_out_x, data.held_out_labels)
+    score = _score(workload, variables, data.held_out_x, data.held_out_labels)
     eigenvalue = sharpness = float("nan")
     if held_out == "test":
         part = slice(MEASURED_EXAMPLES)
         eigenvalue, sharpness = _curvature(
-            workload.network, variables, x[part], labels[part], workload.setting.rho
+            workload, variables, x[part], labels[part], workload.setting.rho
         )
     steps = len(order)
     return Result(
-        accuracy=100 * float(correct),
+        accuracy=100 * float(score),
         sampled_share=int(arsam_jax.get_metrics(opt_state).num_sampled) / steps,
         train_loss=float(losses[-steps // workload.epochs :].mean()),
         top_hessian_eigenvalue=float(eigenvalue),
@@ -98,19 +98,26 @@ class _Compiled(NamedTuple):
     peak_bytes: int
 
 
+def _shape_of(x: np.ndarray) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
 @functools.lru_cache(maxsize=1)
 def _compile(
-    workload: Workload, make_link: MakeLink, share: float, shape: tuple[int, ...]
+    workload: Workload,
+    make_link: MakeLink,
+    share: float,
+    x: jax.ShapeDtypeStruct,
+    labels: jax.ShapeDtypeStruct,
 ) -> _Compiled:
     """A whole run as one ``lax.scan`` over its steps, the setting and the seed being arguments."""
-    init, run = _training(workload, make_link, share, shape[0])
+    num_train = x.shape[0]
+    init, run = _training(workload, make_link, share, num_train)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     seed, setting = jax.ShapeDtypeStruct((), jnp.uint32), Setting(*[scalar] * 3)
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
-    steps = num_steps(workload, shape[0])
-    order = jax.ShapeDtypeStruct((steps, workload.batch_size), jnp.int32)
-    state = jax.eval_shape(init, seed, setting, x)
+    order = jax.ShapeDtypeStruct((num_steps(workload, num_train), workload.batch_size), jnp.int32)
+    variables = jax.eval_shape(functools.partial(_init, workload.network), 0, x)
+    state = jax.eval_shape(init, variables, seed, setting)
     compiled = jax.jit(run, donate_argnums=0).lower(state, seed, setting, x, labels, order)
     compiled = compiled.compile()
     memory: Any = compiled.memory_analysis()
@@ -119,20 +126,45 @@ def _compile(
     return _Compiled(init, compiled, peak_bytes)
 
 
+def _initial(workload: Workload, seed: int, data: Data) -> Any:
+    """(params, batch_stats) where a training starts."""
+    if workload.pretraining is None:
+        return _init(workload.network, seed, data.x)
+    return _pretrained(workload.pretraining, seed)
+
+
+@functools.lru_cache(maxsize=32)
+def _pretrained(workload: Workload, seed: int) -> Any:
+    """(params, batch_stats) after a training with the base optimizer."""
+    data = make_data(workload, seed, "validation")
+    steps = num_steps(workload, len(data.x))
+    setting = workload.setting._replace(rho=0.0)
+    return next(
+        snapshots(workload, lambda rho, *_: arsam_jax.sam(rho), setting, seed, data, [steps])
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(network, seed, x):
+    variables = network.init(jax.random.key(seed), x[:2], train=True)
+    return variables["params"], variables.get("batch_stats", {})
+
+
 def num_steps(workload: Workload, num_train: int) -> int:
     """Of a whole training on so many examples."""
     return workload.epochs * (num_train // workload.batch_size)
 
 
 def _training(workload: Workload, make_link: MakeLink, share: float, num_train: int):
-    """``init(seed, setting, x)`` and ``run(state, seed, setting, x, labels, order)``.
+    """``init(variables, seed, setting)``, ``run(state, seed, setting, x, labels, order, first=0)``.
 
-    ``run`` takes the steps whose examples are in ``order``, (steps, batch), of a whole training.
+    ``run`` takes the steps from ``first`` on, whose examples are in ``order``, (steps, batch), of a
+    whole training.
     """
-    network, steps = workload.network, num_steps(workload, num_train)
+    steps = num_steps(workload, num_train)
 
     def make_optimizer(seed, setting):
-        schedule = optax.cosine_decay_schedule(setting.learning_rate, steps)
+        schedule = _SCHEDULES[workload.schedule](setting.learning_rate, steps)
         link = make_link(setting.rho, share, steps, seed)
         if workload.base == "adamw":
             return optax.chain(link, optax.adamw(schedule, weight_decay=setting.weight_decay))
@@ -140,21 +172,22 @@ def _training(workload: Workload, make_link: MakeLink, share: float, num_train: 
         return optax.chain(link, decay, optax.sgd(schedule, momentum=0.9))
 
     @jax.jit
-    def init(seed, setting, x):
-        variables = network.init(jax.random.key(seed), x[:2], train=True)
-        params, statistics = variables["params"], variables.get("batch_stats", {})
-        return params, statistics, make_optimizer(seed, setting).init(params)
+    def init(variables, seed, setting):
+        return *variables, make_optimizer(seed, setting).init(variables[0])
 
-    def run(state, seed, setting, x, labels, order):
+    def run(state, seed, setting, x, labels, order, first=0):
         tx = make_optimizer(seed, setting)
 
         @fast_convolutions
         def step(carry):
-            (params, statistics, opt_state), indices = carry
+            (params, statistics, opt_state), (number, indices) = carry
             batch = x[indices], labels[indices]
+            if workload.augment is not None:
+                key = jax.random.fold_in(jax.random.key(seed), number)
+                batch = workload.augment(key, batch[0]), batch[1]
 
             def losses_of(params, batch):
-                return example_losses(network, params, statistics, batch)
+                return example_losses(workload, params, statistics, batch)
 
             def loss_fn(params):
                 losses, changed = losses_of(params, batch)
@@ -171,9 +204,22 @@ def _training(workload: Workload, make_link: MakeLink, share: float, num_train: 
             )
             return (optax.apply_updates(params, updates), new_statistics, opt_state), loss
 
-        return jax.lax.scan(lambda state, indices: step((state, indices)), state, order)
+        numbered = first + jnp.arange(len(order)), order
+        return jax.lax.scan(lambda state, which: step((state, which)), state, numbered)
 
     return init, run
+
+
+def _stable(learning_rate, steps):
+    warm_up, fall = max(1, steps // 10), max(1, steps // 5)
+    parts = [
+        optax.linear_schedule(0.0, learning_rate, warm_up),
+        optax.linear_schedule(learning_rate, 0.0, fall, transition_begin=steps - fall - warm_up),
+    ]
+    return optax.join_schedules(parts, [warm_up])
+
+
+_SCHEDULES = {"cosine": optax.cosine_decay_schedule, "stable": _stable}
 
 
 def snapshots(
@@ -189,41 +235,36 @@ def snapshots(
     order = jnp.asarray(_order(workload, len(x), seed))
     init, run = _training(workload, make_link, 1, len(x))
     hyper, run_seed = Setting(*(jnp.float32(value) for value in setting)), jnp.uint32(seed)
-    state, done, run = init(run_seed, hyper, x), 0, jax.jit(run)
+    state = init(_initial(workload, seed, data), run_seed, hyper)
+    done, run = 0, jax.jit(run)
     for step in steps:
-        state, _ = run(state, run_seed, hyper, x, labels, order[done:step])
+        state, _ = run(state, run_seed, hyper, x, labels, order[done:step], done)
         done = step
         yield state[:2]
 
 
-def example_losses(network, params, statistics, batch):
+def example_losses(workload: Workload, params, statistics, batch):
     """One loss for each example, with the statistics of the batch, and the moved running ones."""
     x, labels = batch
-    logits, changed = _apply(network, params, statistics, x)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses, changed.get("batch_stats", {})
-
-
-def _apply(network, params, statistics, x):
-    """Logits with the statistics of the batch, and the moved running ones."""
     variables = {"params": params, "batch_stats": statistics}
-    return network.apply(variables, x, train=True, mutable=["batch_stats"])
+    outputs, changed = workload.network.apply(variables, x, train=True, mutable=["batch_stats"])
+    return workload.objective.losses(outputs, labels), changed.get("batch_stats", {})
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _correct(network, variables, x, labels):
+def _score(workload, variables, x, labels):
     params, statistics = variables
-    logits = network.apply({"params": params, "batch_stats": statistics}, x, train=False)
-    return (logits.argmax(-1) == labels).mean()
+    outputs = workload.network.apply({"params": params, "batch_stats": statistics}, x, train=False)
+    return workload.objective.score(outputs, labels)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _curvature(network, variables, x, labels, rho):
+def _curvature(workload, variables, x, labels, rho):
     """Top Hessian eigenvalue and ρ-sharpness of the training loss, statistics of the batch."""
     params, statistics = variables
 
     def loss_fn(params):
-        return example_losses(network, params, statistics, (x, labels))[0].mean()
+        return example_losses(workload, params, statistics, (x, labels))[0].mean()
 
     eigenvalue = measure.top_hessian_eigenvalue(loss_fn, params, num_iterations=15)
     return eigenvalue, measure.sharpness(loss_fn, params, rho)

@@ -52,7 +52,7 @@ def moments(workload: Workload, variables, rho, x, labels, order) -> Moments:
 
         def grad(flat):
             def loss_fn(flat):
-                losses = example_losses(workload.network, unravel(flat), batch_stats, batch)
+                losses = example_losses(workload, unravel(flat), batch_stats, batch)
                 return losses[0].mean()
 
             return jax.grad(loss_fn)(flat)

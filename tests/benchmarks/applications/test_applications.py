@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.applications import __main__ as program
 from benchmarks.applications import study
-from benchmarks.applications.study import APPLICATIONS, Options, Run, Setting
+from benchmarks.applications.study import APPLICATIONS, Options, Run
 from benchmarks.harness import search
 from tests.benchmarks.fakes import PROVENANCE
 
@@ -93,10 +93,9 @@ def test_settings_of_a_run_are_the_defaults_but_for_what_is_searched(name):
     assert not given.folder.is_relative_to(Path.cwd())
 
 
-def test_neighbours_are_twice_and_half_of_what_is_searched():
-    halved_and_doubled = [Setting(0.05, 1.0), Setting(0.2, 1.0)]
-    assert study.neighbours(Setting(0.1, 1.0), study.searched("arsam")) == halved_and_doubled
-    assert len(study.neighbours(Setting(0.1, 1.0), study.searched("sam"))) == 4
+def test_only_sam_searches_its_radius():
+    assert study.searched("sam") == ("learning_rate", "rho")
+    assert study.searched("base") == study.searched("arsam") == ("learning_rate",)
 
 
 @pytest.mark.usefixtures("standard_promotion")

@@ -2,6 +2,7 @@
 
 import math
 import types
+from typing import NamedTuple
 
 import pytest
 
@@ -73,3 +74,39 @@ def test_options_are_checked(tmp_path):
         Options(tmp_path, workers=-1)
     with pytest.raises(SystemExit, match="--workers: 'x' is none of a, b"):
         search.check_names(types.SimpleNamespace(workers=("a", "x")), workers=("a", "b"))
+
+
+class Setting(NamedTuple):
+    rate: float
+    rho: float
+
+
+def test_climbing_ends_where_no_neighbour_is_better():
+    asked = []
+    peaks = {"near": (0, 0), "far": (3, -1)}
+
+    def scores_of(tried):
+        asked.append(tried)
+        return [
+            math.nan
+            if s.rate > 8
+            else -abs(math.log2(s.rate) - peaks[name][0]) - abs(math.log2(s.rho) - peaks[name][1])
+            for name, s in tried
+        ]
+
+    def neighbours(setting):
+        return search.doubled_and_halved(setting, ("rate", "rho"))
+
+    found = search.climb(dict.fromkeys(peaks, Setting(1.0, 1.0)), neighbours, scores_of)
+    assert found == {"near": Setting(1.0, 1.0), "far": Setting(8.0, 0.5)}
+    around = [Setting(16.0, 0.5), Setting(4.0, 0.5), Setting(8.0, 1.0), Setting(8.0, 0.25)]
+    assert {("far", setting) for setting in around} <= {*asked[-1]}
+    assert {name for name, _ in asked[0]} == {*peaks}
+    assert {name for name, _ in asked[1]} == {"far"}
+
+
+def test_a_field_that_is_not_named_stays():
+    assert search.doubled_and_halved(Setting(1.0, 3.0), ("rate",)) == [
+        Setting(0.5, 3.0),
+        Setting(2.0, 3.0),
+    ]

@@ -33,7 +33,7 @@ def test_moments_are_of_the_gradient_and_of_the_psf_at_each_radius(tiny):
     def grad(params, indices):
         def loss_fn(params):
             batch = x[indices], labels[indices]
-            return example_losses(tiny.network, params, {}, batch)[0].mean()
+            return example_losses(tiny, params, {}, batch)[0].mean()
 
         return jax.grad(loss_fn)(params)
 
