@@ -14,7 +14,9 @@ sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import chex  # noqa: E402
 import figures  # noqa: E402
+import latex2mathml.converter  # noqa: E402
 import optax  # noqa: E402
+from docutils import nodes  # noqa: E402
 
 import arsam_jax  # noqa: E402
 
@@ -29,7 +31,6 @@ version = release = arsam_jax.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
@@ -65,7 +66,11 @@ copybutton_prompt_is_regexp = True
 html_theme = "sphinx_book_theme"
 html_title = "arsam_jax"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"  # which browsers draw by themselves, without a script from elsewhere
 html_theme_options = {
+    "navbar_persistent": [],  # the search field is in the sidebar
     "navigation_with_keys": False,
     "path_to_docs": "docs",
     "repository_branch": "main",
@@ -175,7 +180,27 @@ def link_names(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = [re.sub(r"``([\w.]+)``", linked, line) for line in lines]
 
 
+def strip_code(app: Any, document: Any) -> None:
+    """Takes the empty line from the end of a doctest, which its page needs there."""
+    del app
+    for block in document.findall(nodes.literal_block):
+        block.rawsource = block.astext().rstrip()
+        block.children[:] = [nodes.Text(block.rawsource)]
+
+
+def write_math(display: str) -> tuple[Any, None]:
+    """Writes formulas as MathML."""
+
+    def visit(translator, node):
+        translator.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+        raise nodes.SkipNode
+
+    return visit, None
+
+
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", write_math("inline"), write_math("block"))
+    app.connect("doctree-read", strip_code)
     app.connect("source-read", read_page)
     app.connect("autodoc-before-process-signature", name_types)
     app.connect("autodoc-process-docstring", link_names)
