@@ -15,18 +15,21 @@ import logging
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich import progress
 from rich.console import Console
 
 from arsam_jax.trajectory import START_EPOCH
-from examples.classification import history, loop, runs, settings
+from examples.classification import loop, runs, settings
 from examples.classification.config import Config
 from examples.classification.data import datasets, noise
 from examples.classification.data.images import Dataset
+from examples.classification.estimate import Estimate, duration
 from examples.classification.methods import perturbation_size
 from examples.classification.trainer import Trainer
 from examples.common import processes
@@ -37,12 +40,11 @@ from examples.common.stopping import StopRequest, stop_on_signal
 _PROGRESS_COLUMNS = (
     progress.TextColumn("{task.description}"),
     progress.BarColumn(),
-    progress.TextColumn(
-        "loss {task.fields[now][loss]:.3f}  accuracy {task.fields[now][accuracy]:.1%}"
-        "  {task.fields[now][percent_sam]:.0f} %SAM"
-        "  {task.fields[now][images_per_second]:,.0f} images/s"
-    ),
-    progress.TimeRemainingColumn(),
+    progress.TextColumn("{task.fields[text]}"),
+)
+_PROGRESS = (
+    "loss {loss:.3f}  accuracy {accuracy:.1%}  {percent_sam:.0f} %SAM"
+    "  {images_per_second:,.0f} images/s"
 )
 
 
@@ -161,46 +163,61 @@ def _run_all(
     stop: StopRequest,
 ) -> None:
     """Trains what has not been trained yet. Each method is compiled once, for all seeds."""
-    step_fns = {}
-    for seeds, method in unfinished:
-        key = method, len(seeds)
-        if key not in step_fns:
-            with console.status(f"compiling {method}"):
-                step_fns[key] = trainer.compile_step(*key)
-        _run_one(trainer, step_fns[key], method, seeds, console, stop)
-
-
-def _run_one(
-    trainer: Trainer,
-    step_fn: Callable,
-    method: str,
-    seeds: tuple[int, ...],
-    console: Console,
-    stop: StopRequest,
-) -> None:
-    name = f"{method}, {loop.names(seeds)}"
+    config, step_fns = trainer.config, {}
+    keys = [(method, len(seeds)) for seeds, method in unfinished]
+    left = Estimate(config, trainer.total_steps, keys)
+    if keys:
+        console.print(
+            f"To train: {sum(len(seeds) for seeds, _ in unfinished)} runs of"
+            f" {trainer.total_steps:,} steps, about {left.gradients:,.0f} gradients in all"
+        )
     with progress.Progress(
         *_PROGRESS_COLUMNS, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(name, total=trainer.total_steps, now=history.NO_PROGRESS)
-        results = loop.train(
-            trainer,
-            step_fn,
-            method,
-            seeds,
-            trainer.config.folder / method,
-            on_progress=lambda step, now: bar.update(task, completed=step, now=now),
-            should_stop=stop,
-        )
-    for result in results:
-        stopped = f", stopped after {result['epochs']} epochs"
-        console.print(
-            f"{method}, seed {result['seed']}: {runs.accuracy_name(trainer.config)} accuracy"
-            f" {result['accuracy']:.1%}, {result['percent_sam']:.0f} %SAM,"
-            f" {result['seconds']:.1f} s"
-            f"{stopped if result['epochs'] < trainer.config.epochs else ''}",
-            highlight=False,
-        )
+    ) as bars:
+        of_all = bars.add_task("all runs", total=left.gradients, text="")
+        for (seeds, method), key in zip(unfinished, keys, strict=True):
+            of_run = bars.add_task(f"{method}, {loop.names(seeds)}", total=None, text="compiling")
+            if key not in step_fns:
+                started = time.perf_counter()
+                step_fns[key] = trainer.compile_step(*key)
+                left.compiled(key, time.perf_counter() - started)
+            bars.update(of_run, total=trainer.total_steps)
+
+            def show(step: int, now: dict[str, float], of_run=of_run, key=key) -> None:
+                is_first = left.seconds_left() is None
+                left.reach(step)
+                done = left.gradients - left.gradients_left()
+                bars.update(of_all, completed=done, text=_time(left))
+                bars.update(of_run, completed=step, text=_PROGRESS.format(**now))
+                if is_first and left.seconds_left() is not None:
+                    console.print(f"{_time(left)}, judging by the first steps of {key[0]}")
+
+            left.start_run()
+            results = loop.train(
+                *(trainer, step_fns[key], method, seeds, config.folder / method),
+                on_progress=show,
+                should_stop=stop,
+            )
+            left.end_run()
+            bars.remove_task(of_run)
+            lines = "\n".join(_result(result, config) for result in results)
+            console.print(lines + (f"; {_time(left)}" if left.runs else ""))
+
+
+def _time(left: Estimate) -> str:
+    """What to say of the time that is left."""
+    seconds = left.seconds_left()
+    return f"about {duration(seconds)} left" if left.runs and seconds is not None else ""
+
+
+def _result(result: dict[str, Any], config: Config) -> str:
+    """Of a run that is finished, in a line."""
+    stopped = f", stopped after {result['epochs']} epochs"
+    return (
+        f"{result['method']}, seed {result['seed']}: {runs.accuracy_name(config)} accuracy"
+        f" {result['accuracy']:.1%}, {result['percent_sam']:.0f} %SAM, {result['seconds']:.1f} s"
+        f"{stopped if result['epochs'] < config.epochs else ''}"
+    )
 
 
 def _describe(config: Config, trainer: Trainer) -> str:

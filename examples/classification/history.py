@@ -115,6 +115,8 @@ class History:
         }
 
     def progress(self, seconds: float) -> dict[str, float]:
+        if not self.steps.rows:
+            return NO_PROGRESS
         recent = self.steps.rows[-_RECENT_STEPS:]
         return {
             "loss": float(np.mean([row["loss"] for row in recent])),

@@ -37,6 +37,7 @@ def train(
 
     Args:
       folder: of the method; see ``seed_folder`` and ``checkpoint_folder``.
+      on_progress: takes the step and what is known there, first before any step is taken.
 
     Raises:
       StoppedError: if ``should_stop`` said so; everything is saved.
@@ -46,6 +47,8 @@ def train(
     with contextlib.ExitStack() as stack:
         run = _Run(trainer, method, seeds, folder, stack)
         batches = stack.enter_context(contextlib.closing(run.batches()))
+        on_progress(run.step, run.progress())
+        run.start_clock()
         while not run.is_over():
             pending, is_stopping = [run.take_step(step_fn, next(batches))], should_stop()
             while not (is_stopping or run.is_epoch_end() or len(pending) == _STEPS_PER_FETCH):
