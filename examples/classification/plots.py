@@ -16,12 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.ndimage import gaussian_filter1d
 
+from examples.common.pictures import Styles, legend, point, styles_of, write_picture
 from examples.common.records import Table
 
 Tables = dict[str, list[Table]]
 """For each method, one table for each seed."""
-Styles = dict[str, dict[str, Any]]
-"""For each method, how matplotlib draws it."""
 
 CAPTIONS = {
     "accuracy": "Accuracy during training; the band is ± one standard deviation over seeds.",
@@ -48,10 +47,9 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 2.2,
 }
-# Okabe and Ito's colours, which people with colour blindness can tell apart.
-_COLORS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-_LINES = ("-", "--", ":")
-_MARKERS = "osD^vP*X"
+# Greys, which stand for no method.
+_GRAD: dict[str, Any] = {"color": "#888888"}
+_PSF: dict[str, Any] = {"color": "#222222", "linestyle": "--"}
 _MOST_DOTS = 2000  # of a curve
 _MOST_PANELS = 4  # in a row
 
@@ -86,21 +84,9 @@ def save(figures: dict[str, Figure], folder: Path, title: str) -> list[Path]:
     for name, figure in figures.items():
         figure.suptitle(title)
         paths.append(folder / f"{name}.png")
-        temporary = paths[-1].with_suffix(".tmp")
-        figure.savefig(temporary, format="png")
-        temporary.replace(paths[-1])
+        write_picture(paths[-1], figure.savefig)
         plt.close(figure)
     return paths
-
-
-def styles_of(names: list[str]) -> Styles:
-    return {
-        name: {
-            "color": _COLORS[i % len(_COLORS)],
-            "linestyle": _LINES[i // len(_COLORS) % len(_LINES)],
-        }
-        for i, name in enumerate(names)
-    }
 
 
 def _accuracy(epochs: Tables, styles: Styles) -> Figure:
@@ -191,22 +177,14 @@ def _norms(steps: Tables) -> Figure:
     """‖g‖ of every step and ‖PSF‖ of the sampled ones: the ARSAM paper's figure 2."""
     figure, panels = panels_in_rows(len(steps), 3.6, "step", "norm")
     for ax, (method, tables) in zip(panels, steps.items(), strict=True):
-        _smooth_curve(ax, tables, _grad_norm, {"color": _COLORS[1]}, "‖g‖")
-        _smooth_curve(ax, tables, _correction_norm, {"color": _COLORS[3]}, "‖PSF‖")
+        _smooth_curve(ax, tables, _grad_norm, _GRAD, "‖g‖")
+        _smooth_curve(ax, tables, _correction_norm, _PSF, "‖PSF‖")
         ax.set(title=method, yscale="log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
-    panels[0].legend()
+    legend(figure, panels[0])
     return figure
-
-
-def point(method: str, styles: Styles) -> dict[str, Any]:
-    round_of_colors = list(styles).index(method) // len(_COLORS)
-    return {
-        "color": styles[method]["color"],
-        "marker": _MARKERS[round_of_colors % len(_MARKERS)],
-    }
 
 
 def panels_in_rows(
@@ -232,15 +210,6 @@ def panels_in_rows(
     for ax in panels[::num_columns]:
         ax.set(ylabel=ylabel)
     return figure, panels
-
-
-def legend(figure: Figure, ax: Axes, *, most: int = 4, **kwargs: Any) -> None:
-    """Within ``ax``, or beside the figure if it would hide too much: with ``most`` labels."""
-    handles, labels = ax.get_legend_handles_labels()
-    if len(labels) <= most:
-        ax.legend(**kwargs)
-    else:
-        figure.legend(handles, labels, loc="outside right center", fontsize=9, **kwargs)
 
 
 def _smooth_curve(

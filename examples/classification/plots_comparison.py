@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from examples.classification import plots
-from examples.classification.plots import Styles, Tables
+from examples.classification.plots import Tables
 from examples.classification.runs import value_text
+from examples.common.pictures import Styles, legend, point, styles_of
 
 _ZERO_IS_NO_NUMBER = (
     *("train_examples", "image_size", "width", "depth", "patience", "devices", "input_workers"),
@@ -27,12 +28,12 @@ def save_plots(
       rows: of the report's table, one for each run and method.
     """
     labels, setting = {row["run"]: _label(row, rows) for row in rows}, numeric_setting(rows)
-    styles = plots.styles_of(list(dict.fromkeys(row["method"] for row in rows)))
+    styles = styles_of(list(dict.fromkeys(row["method"] for row in rows)))
     figures = {}
     with plt.rc_context(plots.STYLE):
         figures["comparison"] = _comparison(rows, styles, labels)
         if any(epochs.values()):
-            figures["curves"] = _curves(epochs, plots.styles_of(list(labels)), labels)
+            figures["curves"] = _curves(epochs, _styles_of_runs(list(labels)), labels)
         if setting:
             figures["setting"] = _against_setting(rows, styles, setting)
         return plots.save(figures, folder, title)
@@ -46,6 +47,12 @@ def numeric_setting(rows: list[dict[str, Any]]) -> str | None:
     values = [row["settings"][name] for row in rows]
     is_number = all(type(value) in (int, float) for value in values)
     return name if is_number and not (name in _ZERO_IS_NO_NUMBER and 0 in values) else None
+
+
+def _styles_of_runs(names: list[str]) -> Styles:
+    """From dark to light in their order: no colour that stands for a method elsewhere."""
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names)))
+    return {name: {"color": color} for name, color in zip(names, colors, strict=True)}
 
 
 def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -69,7 +76,7 @@ def _comparison(rows: list[dict[str, Any]], styles: Styles, labels: dict[str, st
         for i, row in enumerate(own):
             at = centers[-1] + i - (len(own) - 1) / 2
             style = {"linestyle": "none", "elinewidth": 1.2, "markersize": 7, "zorder": 4}
-            style |= plots.point(row["method"], styles)
+            style |= point(row["method"], styles)
             std, published_std = row["accuracy_std"] or 0, row["published_accuracy_std"] or 0
             ax.errorbar(100 * row["accuracy"], at, xerr=100 * std, **style)
             if row["published_accuracy"] is not None:
@@ -78,7 +85,7 @@ def _comparison(rows: list[dict[str, Any]], styles: Styles, labels: dict[str, st
         top += lines[run] + 1
         ax.axhline(top, color="black", alpha=0.15, lw=0.8)
     for method in styles:
-        ax.plot([], [], linestyle="none", markersize=7, **plots.point(method, styles), label=method)
+        ax.plot([], [], linestyle="none", markersize=7, **point(method, styles), label=method)
     if any(row["published_accuracy"] is not None for row in rows):
         style = {"linestyle": "none", "marker": "o", "markersize": 9, "color": "grey"}
         ax.plot([], [], **style, markerfacecolor="white", label="published")
@@ -86,7 +93,7 @@ def _comparison(rows: list[dict[str, Any]], styles: Styles, labels: dict[str, st
     ax.set_ylim(top, 0)
     ax.grid(visible=False, axis="y")
     ax.set(xlabel="accuracy (%)")
-    plots.legend(figure, ax, most=0)
+    legend(figure, ax)
     return figure
 
 
@@ -110,7 +117,7 @@ def _curves(epochs: dict[str, Tables], styles: Styles, labels: dict[str, str]) -
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for run in labels:
         panels[0].plot([], [], **styles[run], label=labels[run])
-    plots.legend(figure, panels[0], most=0)
+    legend(figure, panels[0])
     return figure
 
 
@@ -130,7 +137,7 @@ def _against_setting(rows: list[dict[str, Any]], styles: Styles, setting: str) -
         for method in styles:
             own = [row for row in rows if row["method"] == method]
             published = [row for row in own if setting not in row["published_settings"]]
-            style = {"elinewidth": 1, **plots.point(method, styles)}
+            style = {"elinewidth": 1, **point(method, styles)}
             at, values, stds = _points(own, setting, quantity, scale)
             ax.errorbar(at, values, stds, label=method, zorder=3, **style)
             shown += values
@@ -154,7 +161,7 @@ def _against_setting(rows: list[dict[str, Any]], styles: Styles, setting: str) -
     if has_published:
         style = {"color": "grey", "linestyle": "--", "lw": 1.4, "marker": "o"}
         axes[0].errorbar([], [], **style, markerfacecolor="white", label="published")
-    plots.legend(figure, axes[0], most=0)
+    legend(figure, axes[0])
     return figure
 
 

@@ -32,11 +32,12 @@ from examples.classification.runs import (
     title,
     value_text,
 )
+from examples.common import page
 from examples.common.errors import ConfigError
-from examples.common.records import markdown_table, write_json, write_text
+from examples.common.records import write_json
 from examples.common.settings import to_dict
 
-MARKDOWN_FILE = "report.md"
+HTML_FILE = "report.html"
 JSON_FILE = "report.json"
 
 _DECIDE_SPEED = (
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(folders: Sequence[Path], console: Console, output: Path | None = None) -> None:
-    """Prints the table of one or several run folders; writes it, the plots and all numbers.
+    """Prints the table of one or several run folders; writes a page with it and plots, and JSON.
 
     Args:
       output: where to; by default one run's own folder, and RUNS/report for several.
@@ -104,25 +105,26 @@ def write(folders: Sequence[Path], console: Console, output: Path | None = None)
         numbers = {"runs": {run.name: _numbers(run) for run in runs}}
         descriptions = [f"{run.name}: {_describe(run)}" for run in runs]
         paths = plots_comparison.save_plots(output, epochs, rows, heading)
-    text = json.dumps({"table": rows, "notes": notes} | numbers, default=str)
+    _remove_others(output, paths)
+    pictures = {"pictures": [path.name for path in paths]}
+    text = json.dumps({"table": rows, "notes": notes} | pictures | numbers, default=str)
     write_json(output / JSON_FILE, json.loads(text, parse_constant=lambda nan: None))
 
     columns, caption = table_columns(rows), _CAPTION
     if any(row["published_accuracy"] is not None for row in rows):
         caption += _PUBLISHED_CAPTION
-    captions = {path.name: plots.CAPTIONS[path.stem] for path in paths}
     differing = rows[0]["settings"]
-    same = [f"`{n}` {value_text(v)}" for n, v in runs[0].settings.items() if n not in differing]
+    same = {n: value_text(v) for n, v in runs[0].settings.items() if n not in differing}
     parts = [
-        f"# {heading}",
-        *descriptions,
-        markdown_table(columns, num_left=sum(_is_left(columns))),
-        caption,
+        *map(page.paragraph, descriptions),
+        page.table(columns, num_left=sum(_is_left(columns))),
+        page.paragraph(caption, is_faint=True),
+        *([page.bullets(notes)] if notes else []),
+        *(page.picture(path, plots.CAPTIONS[path.stem]) for path in paths),
+        page.heading("Settings"),
+        page.table({"setting": [*same], "value": [*same.values()]}, num_left=2),
     ]
-    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    parts += [f"![{text}]({name})\n\n{text}" for name, text in captions.items()]
-    parts += ["## Settings", ", ".join(same) + "."]
-    write_text(output / MARKDOWN_FILE, "\n\n".join(parts) + "\n")
+    page.write(output / HTML_FILE, heading, parts)
 
     if not console.is_terminal:
         console.width = max(console.width, 200)  # a file has no edge
@@ -131,7 +133,7 @@ def write(folders: Sequence[Path], console: Console, output: Path | None = None)
     for note in notes:
         console.print(note, highlight=False, markup=False)
     console.out(f"Plots: {', '.join(map(str, paths))}", highlight=False)
-    console.out(f"Report: {output / MARKDOWN_FILE}", highlight=False)
+    console.out(f"Report: {output / HTML_FILE}", highlight=False)
     places = ", ".join(f"{run.folder}/METHOD/SEED/" for run in runs)
     console.out(f"Records and checkpoints: {places}", highlight=False)
 
@@ -186,7 +188,7 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def table_columns(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """The table as text, by its headers: what the terminal and the Markdown file show.
+    """The table as text, by its headers: what the terminal and the page show.
 
     Columns that are the same for all runs, or that no run has, are left out.
     """
@@ -330,6 +332,17 @@ def _numbers(run: Run) -> dict[str, Any]:
         "examples_a_perturbation": {m: perturbation_size(m, run.config) for m in run.results},
         **run.environment,
     }
+
+
+def _remove_others(folder: Path, pictures: Sequence[Path]) -> None:
+    """Deletes the pictures of the report that was in the folder before, but for these."""
+    try:
+        earlier = {*json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))["pictures"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in earlier & {f"{stem}.png" for stem in plots.CAPTIONS}:
+        if folder / name not in pictures:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _rich_table(columns: dict[str, list[str]], heading: str) -> RichTable:

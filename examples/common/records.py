@@ -28,14 +28,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def markdown_table(columns: dict[str, list[str]], *, num_left: int = 1) -> str:
-    """Columns by their headers as a Markdown table; the first ``num_left`` are aligned left."""
-    alignment = ["---" if place < num_left else "--:" for place in range(len(columns))]
-    cells = [[cell.replace("|", "\\|") for cell in column] for column in columns.values()]
-    lines = [columns.keys(), alignment, *zip(*cells, strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 class Table:
     """Rows of numbers, kept in memory and mirrored in a CSV file by ``save``.
 

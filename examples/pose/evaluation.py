@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from examples.common.pictures import write_picture
 from examples.pose.joints import HEAD, LEFT, LIMBS, NUM_JOINTS, PELVIS, RIGHT, THORAX
 
 PARTS = ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
@@ -74,4 +75,4 @@ def draw(
                 axes.plot(*predicted[place, limb].T, color=_COLORS[side], linewidth=1.2)
         axes.set_xlim(-0.5, image.shape[1] - 0.5)
         axes.set_ylim(image.shape[0] - 0.5, -0.5)
-    figure.savefig(file, dpi=100)
+    write_picture(file, figure.savefig, dpi=100)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from examples.common.pictures import write_picture
 from examples.quantization.network import weight_levels, with_weights
 from examples.quantization.quantizer import positive
 
@@ -34,4 +35,4 @@ def draw(params: dict[str, Any], bits: int, path: Path) -> None:
     for axes in panels[len(layers) :]:
         axes.set_axis_off()
     figure.supxlabel("weight / step size")
-    figure.savefig(path, dpi=100)
+    write_picture(path, figure.savefig, dpi=100)

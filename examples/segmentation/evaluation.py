@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.common.pictures import write_picture
 from examples.segmentation.data import IGNORED, padded
 
 _BATCH = 16
@@ -92,7 +93,7 @@ def draw(
         rows.append(row.repeat(zoom, 0).repeat(zoom, 1))
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
-    Image.fromarray(np.concatenate(rows)).save(path)
+    write_picture(path, Image.fromarray(np.concatenate(rows)).save)
 
 
 def _voc_palette() -> np.ndarray:

@@ -8,11 +8,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from examples.common import page
 from examples.common.comparison.trainer import RESULT_FILE
-from examples.common.records import markdown_table, write_json, write_text
+from examples.common.pictures import legend, styles_of, write_picture
+from examples.common.records import write_json
 from examples.common.settings import CONFIG_FILE
 
-REPORT_FILE = "report.md"
+REPORT_FILE = "report.html"
 _CAPTION = (
     "Mean ± standard error over seeds. %SAM: share of steps with a second gradient. Speed-up: of"
     " the training over SAM's, without compilation and evaluation."
@@ -20,7 +22,7 @@ _CAPTION = (
 
 
 def write(folder: Path, measures: dict[str, tuple[str, str]], console: Console) -> None:
-    """Prints the table of a comparison; writes it with the curves as Markdown, and all as JSON.
+    """Prints the table of a comparison; writes a page with it and all pictures, and JSON.
 
     Args:
       folder: of the comparison; what is finished in it counts.
@@ -49,13 +51,13 @@ def write(folder: Path, measures: dict[str, tuple[str, str]], console: Console) 
     console.print(shown)
     console.print(_CAPTION, highlight=False, style="italic")
 
-    parts = [f"# {config['name']}", markdown_table(columns), _CAPTION]
+    parts = [page.table(columns), page.paragraph(_CAPTION, is_faint=True)]
     for picture in (_save_curves(folder, results), *sorted(folder.glob("*/seed*/*.png"))):
         if picture is not None:
-            name = picture.relative_to(folder).as_posix()
-            parts.append(f"![{name}]({name})\n\n{name.removesuffix('.png')}")
-    settings = ", ".join(f"`{key}` {value}" for key, value in config.items())
-    write_text(folder / REPORT_FILE, "\n\n".join([*parts, f"Settings: {settings}."]) + "\n")
+            parts.append(page.picture(picture, picture.relative_to(folder).as_posix()))
+    settings = {"setting": list(config), "value": [_text(value) for value in config.values()]}
+    parts += [page.heading("Settings"), page.table(settings, num_left=2)]
+    page.write(folder / REPORT_FILE, config["name"], parts)
     console.out(f"Report: {folder / REPORT_FILE}", highlight=False)
 
 
@@ -83,6 +85,10 @@ def table(
     return columns
 
 
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _mean(values: list[float], template: str) -> str:
     text = template.format(np.mean(values))
     if len(values) > 1:
@@ -102,6 +108,7 @@ def _save_curves(folder: Path, results: dict[str, list[dict[str, Any]]]) -> Path
 
     names = [n for n in next(iter(curves.values()))[0]["evaluations"][0] if n not in _PLACES]
     figure = Figure(figsize=(5 * len(names), 3.5), layout="constrained")
+    styles = styles_of(list(results))
     panels = np.ravel(figure.subplots(1, len(names)))
     for axes, name in zip(panels, names, strict=True):
         for method, own in curves.items():
@@ -110,12 +117,12 @@ def _save_curves(folder: Path, results: dict[str, list[dict[str, Any]]]) -> Path
                 np.mean([[row[key] for row in of_run] for of_run in rows], 0)
                 for key in ("seconds", name)
             )
-            axes.plot(seconds, values, marker=".", label=method)
+            axes.plot(seconds, values, **styles[method], marker=".", label=method)
         axes.set_xlabel("seconds of training")
         axes.set_ylabel(name.replace("_", " "))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    legend(figure, panels[0])
     path = folder / "curves.png"
-    figure.savefig(path, dpi=120)
+    write_picture(path, figure.savefig, dpi=120)
     return path
 
 

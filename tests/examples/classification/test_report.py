@@ -1,16 +1,19 @@
 """The report of a run folder and the comparison of several, from records written by hand."""
 
+import base64
 import json
 import math
 import re
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from rich.console import Console
 
 from examples.classification import history, loop, plots, plots_comparison, report, runs, settings
 from examples.classification.config import Config
+from examples.classification.methods import METHODS
 from examples.common import records
 from examples.common.settings import to_dict
 
@@ -105,6 +108,18 @@ def notes_of(*folders):
     return " ".join(report.table_notes([runs.read_run(folder) for folder in folders]))
 
 
+def row_of(cells, *, num_left=1):
+    """How the page begins a row of its table."""
+    left = [f'<td class="left">{cell}</td>' for cell in cells[:num_left]]
+    return "".join(["<tr>", *left, *(f"<td>{cell}</td>" for cell in cells[num_left:])])
+
+
+def assert_shows(page, picture):
+    content = picture.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert base64.b64encode(content).decode() in page
+
+
 @pytest.fixture(autouse=True)
 def small_plots(monkeypatch):
     monkeypatch.setitem(plots.STYLE, "figure.dpi", 40)
@@ -148,9 +163,9 @@ def test_the_table_is_the_same_everywhere(tmp_path, capsys):
     folder = write_run(tmp_path / "run", fields={"peak_bytes": 12_600_000})
     report.write([folder], Console())
     terminal = capsys.readouterr().out
-    markdown = (folder / "report.md").read_text()
+    page = (folder / "report.html").read_text()
     line = ["arsam", "2", "85.0 ± 7.1 %", "25.0", "155", "1.48", "1.60", "2.0 s", "13 MB"]
-    assert f"| {' | '.join(line)} |" in markdown
+    assert row_of(line) in page
     assert re.search(r" *│ +".join(map(re.escape, line)), terminal)
     table = json.loads((folder / "report.json").read_text())["table"]
     assert table == rows_of(folder)
@@ -200,7 +215,7 @@ def test_published_figures_stand_beside(tmp_path, paper, console):
     assert columns["published speed-up"] == ["–", "1.00", "1.40"]
     report.write([folder], console)
     assert "arXiv 2510.03763, measured on other hardware (one RTX 3090)" in (
-        (folder / "report.md").read_text()
+        (folder / "report.html").read_text()
     )
 
 
@@ -225,9 +240,9 @@ def test_unfinished_runs_are_left_out_and_named(tmp_path, console):
     (loop.seed_folder(folder / "sam", 0)).mkdir()
     assert [(row["method"], row["seeds"]) for row in rows_of(folder)] == [("sgd", 2), ("sam", 1)]
     report.write([folder], console)
-    markdown = (folder / "report.md").read_text()
-    assert "1 of 4 runs not finished, and left out: sam, seed 0." in markdown
-    assert "Not all methods have the same seeds." in markdown
+    page = (folder / "report.html").read_text()
+    assert "1 of 4 runs not finished, and left out: sam, seed 0." in page
+    assert "Not all methods have the same seeds." in page
     assert json.loads((folder / "report.json").read_text())["unfinished"] == ["sam, seed 0"]
 
 
@@ -243,17 +258,16 @@ def test_writing_twice_gives_the_same_report(tmp_path, paper, console):
     folder = write_run(tmp_path / "run", config=paper, label_noise=0.2)
     write_environment(folder)
     report.write([folder], console)
-    files = [folder / name for name in (report.MARKDOWN_FILE, report.JSON_FILE)]
+    files = [folder / name for name in (report.HTML_FILE, report.JSON_FILE)]
     before = [file.read_bytes() for file in files]
     report.write([folder], console)
     assert [file.read_bytes() for file in files] == before
     assert not list(folder.rglob("*.tmp"))
-    markdown = (folder / "report.md").read_text()
-    assert "1,000 training and 797 test images of 8×8×1" in markdown
-    assert "cnn with 1,234 parameters" in markdown
+    page = (folder / "report.html").read_text()
+    assert "1,000 training and 797 test images of 8×8×1" in page
+    assert "cnn with 1,234 parameters" in page
     for name in ("accuracy", "cost", "sampling", "norms"):
-        assert f"]({name}.png)" in markdown
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert_shows(page, folder / f"{name}.png")
     assert json.loads(files[1].read_text())["device"] == DEVICE
 
 
@@ -264,7 +278,7 @@ def test_diverged_runs_and_missing_tables_do_no_harm(tmp_path, console):
         write_seed(folder, "sam", seed, **nan)
         write_seed(folder, "sgd", seed, tables=False)
     report.write([folder], console)
-    assert "Diverged (the loss is no number): sam, seed 1." in (folder / "report.md").read_text()
+    assert "Diverged (the loss is no number): sam, seed 1." in (folder / "report.html").read_text()
     table = json.loads((folder / "report.json").read_text())["table"]
     assert [row["accuracy"] for row in table] == [0.9, None]  # JSON has no NaN
     only_results = write_run(tmp_path / "results", fields={"accuracy": math.nan})
@@ -313,16 +327,83 @@ def test_comparison_against_a_numeric_setting(runs, paper, capsys):
     ]
     assert [row["accuracy"] for row in summary["table"]] == pytest.approx(3 * [0.8] + 3 * [0.6])
     assert list(summary["runs"]) == names
-    markdown = (folder / "report.md").read_text()
-    assert "| noise0.4 | 0.4 | arsam | 2 | 60.0 ± 0.0 % |" in markdown
+    page = (folder / "report.html").read_text()
+    assert row_of(["noise0.4", "0.4", "arsam", "2", "60.0 ± 0.0 %"], num_left=3) in page
     for name in ("comparison", "curves", "setting"):
-        assert f"]({name}.png)" in markdown
-        assert (folder / f"{name}.png").exists()
-    before = [(folder / name).read_bytes() for name in ("report.md", "report.json")]
+        assert_shows(page, folder / f"{name}.png")
+    before = [(folder / name).read_bytes() for name in ("report.html", "report.json")]
     assert report.main(names) == 0
-    assert before == [(folder / name).read_bytes() for name in ("report.md", "report.json")]
+    assert before == [(folder / name).read_bytes() for name in ("report.html", "report.json")]
     assert report.main([*names, "--output", "elsewhere"]) == 0
     assert (runs.parent / "elsewhere" / "setting.png").exists()
+
+
+def test_a_comparison_keeps_no_picture_of_the_one_before(runs, capsys):
+    for name, changes in (("one", {}), ("two", {"alpha": 0.1}), ("model", {"model": "resnet18"})):
+        write_run(runs / name, **changes)
+    assert report.main(["one", "two"]) == 0
+    own = runs / "report" / "norms.png"  # of this name, but not written by a comparison
+    own.write_text("mine")
+    assert (runs / "report" / "setting.png").exists()
+    assert report.main(["one", "model"]) == 0
+    names = {path.name for path in (runs / "report").iterdir()}
+    assert names == {"report.html", "report.json", "comparison.png", "curves.png", "norms.png"}
+    assert own.read_text() == "mine"
+    capsys.readouterr()
+
+
+def drawn(monkeypatch, draw):
+    """The figures of a report, in place of their files."""
+    figures = {}
+    monkeypatch.setattr(plots, "save", lambda now, folder, title: figures.update(now))
+    draw()
+    for figure in figures.values():
+        figure.suptitle("title")
+        figure.canvas.draw()
+    return figures
+
+
+@pytest.mark.parametrize("number", [3, len(METHODS)])
+def test_legends_hide_nothing_and_have_room(number, tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", methods=METHODS[:number])
+    run, rows = runs.read_run(folder), rows_of(folder)
+    steps, epochs = runs.tables(run, "steps"), runs.tables(run, "epochs")
+    other = rows_of(folder, write_run(tmp_path / "other", methods=METHODS[:number], alpha=0.1))
+    tables = {"run": epochs, "other": epochs}
+    figures = drawn(
+        monkeypatch, lambda: plots.save_plots(tmp_path, steps, epochs, rows, "")
+    ) | drawn(monkeypatch, lambda: plots_comparison.save_plots(tmp_path, tables, other, ""))
+    assert len(figures) == 7
+    for name, figure in figures.items():
+        (legend,) = figure.legends
+        assert not any(axes.get_legend() for axes in figure.axes)
+        box, whole = legend.get_window_extent(), figure.bbox
+        assert whole.x0 <= box.x0, name
+        assert whole.y0 <= box.y0, name
+        assert box.x1 <= whole.x1, name
+        assert box.y1 <= whole.y1, name
+        for axes in figure.axes:
+            assert not axes.get_tightbbox().overlaps(box), name
+            assert axes.bbox.width > 0.5 * 3.6 * figure.dpi, name
+    plt.close("all")
+
+
+def test_a_method_looks_alike_in_all_pictures_and_like_no_other(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", methods=METHODS)
+    run, rows = runs.read_run(folder), rows_of(folder)
+    steps = {"arsam": runs.tables(run, "steps")["arsam"]}  # of one method alone
+    epochs = runs.tables(run, "epochs")
+    figures = drawn(monkeypatch, lambda: plots.save_plots(tmp_path, steps, epochs, rows, ""))
+    looks = {}
+    for name in ("accuracy", "sampling"):
+        for line in figures[name].axes[0].lines:
+            method = line.get_label().split()[0]
+            if method in METHODS:
+                looks.setdefault(method, set()).add((line.get_color(), line._unscaled_dash_pattern))
+    assert looks.keys() == {*METHODS}
+    assert all(len(own) == 1 for own in looks.values())
+    assert len(set.union(*looks.values())) == len(METHODS)
+    plt.close("all")
 
 
 def test_the_setting_needs_to_be_one_number(tmp_path):
@@ -370,8 +451,8 @@ def test_speed_up_over_the_sam_of_another_run_of_the_same_work(tmp_path):
     assert report.table_columns(rows)["speed-up"] == ["1.00", "1.48†", "–"]
     assert "† same: speed-up over the SAM of reference" in notes_of(reference, same)
     report.write([reference, same], Console(quiet=True), tmp_path / "report")
-    markdown = (tmp_path / "report" / "report.md").read_text()
-    assert "- † same: speed-up" in markdown
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<li>† same: speed-up" in page
     write_environment(reference)
     write_environment(same, kind="H200")
     rows = rows_of(reference, same)
@@ -389,9 +470,9 @@ def test_runs_of_one_name_are_told_apart(tmp_path, console):
 def test_one_run_writes_its_own_report(runs, capsys):
     folder = write_run(runs / "one")
     assert report.main(["one"]) == 0
-    assert (folder / "report.md").exists()
+    assert (folder / "report.html").exists()
     assert report.main([str(folder), "--output", "copy"]) == 0
-    assert (runs.parent / "copy" / "report.md").exists()
+    assert (runs.parent / "copy" / "report.html").exists()
     capsys.readouterr()
 
 

@@ -1,5 +1,6 @@
 """Comparing methods on a task: what is recorded, resumed, refused and reported, on a tiny one."""
 
+import base64
 import itertools
 import json
 
@@ -96,10 +97,12 @@ def test_a_comparison_leaves_a_table_and_all_numbers(tmp_path, capsys):
     mean, error = np.mean(losses), abs(losses[0] - losses[1]) / 2
     assert report["table"]["loss"][1] == f"{mean:.3f} ± {error:.3f}"
     assert [row["step"] for row in report["runs"]["sam"][0]["evaluations"]] == [12, 24]
-    text = (tmp_path / "tiny/report.md").read_text()
-    assert f"| sam | 2 | {mean:.3f} ± {error:.3f} | 100.0 |" in text
-    assert "![curves.png](curves.png)" in text
-    assert (tmp_path / "tiny/curves.png").exists()
+    text = (tmp_path / "tiny/report.html").read_text()
+    row = ["2", f"{mean:.3f} ± {error:.3f}", "100.0"]
+    assert f'<td class="left">sam</td><td>{"</td><td>".join(row)}</td>' in text
+    curves = (tmp_path / "tiny/curves.png").read_bytes()
+    assert base64.b64encode(curves).decode() in text
+    assert not list(tmp_path.rglob("*.tmp"))
     assert "arsam" in capsys.readouterr().out
 
     assert run(tmp_path) == 2

@@ -257,7 +257,7 @@ def test_the_program_trains_and_tests_on_scenes(tmp_path):
         assert all(0 <= value <= 100 for value in measures.values())
         with Image.open(folder / method / "seed0" / "predictions.png") as image:
             assert image.size == (3 * 192, 6 * 192)
-    assert "predictions.png" in (folder / "report.md").read_text()
+    assert "predictions.png" in (folder / "report.html").read_text()
 
 
 def test_the_program_trains_and_tests_on_voc(archives, tmp_path, capsys):
