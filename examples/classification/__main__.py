@@ -129,7 +129,7 @@ def _smaller(config: Config, folder: Path) -> Config:
         output=folder,
         seeds=config.seeds[: config.seeds_at_once],
         epochs=2,
-        warmup_epochs=min(config.warmup_epochs, 1.0),
+        warmup_epochs=min(config.warmup, 1.0),
         batch_size=min(config.batch_size, parts * max(1, 8 // parts)),
         noise="symmetric" if Path(config.noise).is_file() else config.noise,  # it has too many
         train_examples=0,
@@ -229,7 +229,8 @@ def _describe(config: Config, trainer: Trainer) -> str:
         f"{runs.title(config)}: {len(dataset.train_images):,} training and"
         f" {num_evaluated:,} {runs.accuracy_name(config)} images of {shape};"
         f" {config.model} with {trainer.num_params:,} parameters;"
-        f" {config.epochs} epochs, {trainer.total_steps:,} steps; on {_devices(trainer)}"
+        f" {config.epochs} epochs, {config.warmup:g} of them warm-up,"
+        f" {trainer.total_steps:,} steps; on {_devices(trainer)}"
         f"{saf if 'saf' in config.method else ''}{_effective_m(config)}{_without_term(config)}"
         f"{_few_segments(config, trainer.total_steps)}"
     )

@@ -13,7 +13,7 @@ _POSITIVE = (
     *("epochs", "batch_size", "accumulate", "segment_length", "evaluate_every", "seeds_at_once"),
 )
 _NOT_NEGATIVE = (
-    *("learning_rate", "weight_decay", "warmup_epochs", "rho", "alpha", "reuse_steps"),
+    *("learning_rate", "weight_decay", "rho", "alpha", "reuse_steps"),
     *("checkpoint_seconds", "devices", "width", "depth", "patience"),
     *("train_examples", "image_size", "input_workers"),
 )
@@ -61,9 +61,9 @@ def _check_data(config: Config) -> None:
 
 def _check_optimizer(config: Config) -> None:
     require(
-        config.warmup_epochs < config.epochs,
-        f"--warmup-epochs must be less than --epochs, and {config.warmup_epochs:g} is not less than"
-        f" {config.epochs}; --warmup-epochs 0 is no warm-up",
+        0 <= config.warmup < config.epochs,
+        f"--warmup-epochs must be in [0, {config.epochs}), less than --epochs, and is"
+        f" {config.warmup:g}; --warmup-epochs 0 is no warm-up",
     )
     require(
         config.optimizer == "sgd" or config.momentum == Config.momentum,

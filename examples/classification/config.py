@@ -81,8 +81,8 @@ class Config:
     """After the linear warm-up: cosine (to 0), step (a tenth from half of the steps on, a hundredth
     from three quarters on), wsd (as it is, linear to 0 in the last fifth), poly (to 0
     as (1 - t)^0.9), or constant."""
-    warmup_epochs: float = 1.0
-    """Length of the linear warm-up."""
+    warmup_epochs: float | None = None
+    """Length of the linear warm-up; by default 1, and of a single epoch half of it."""
     optimizer: str = "sgd"
     """Base optimizer of every method: sgd, adamw, lion or muon. The others want a --learning-rate
     of their own, about 1e-3."""
@@ -134,6 +134,11 @@ class Config:
     smoke: bool = False
     """Only tries the settings: a few steps on random images of the right shape, in a folder that is
     deleted at the end."""
+
+    @property
+    def warmup(self) -> float:
+        """Length of the linear warm-up, in epochs."""
+        return min(1.0, self.epochs / 2) if self.warmup_epochs is None else self.warmup_epochs
 
     @property
     def folder(self) -> Path:

@@ -87,12 +87,10 @@ def make_schedule(config: Config, total_steps: int) -> optax.Schedule:
     Raises:
       ConfigError: where the warm-up leaves no room for the rest.
     """
-    warmup_steps = min(
-        round(config.warmup_epochs * total_steps / config.epochs), max(0, total_steps - 1)
-    )
+    warmup_steps = min(round(config.warmup * total_steps / config.epochs), max(0, total_steps - 1))
     try:
         return optimizers.make_schedule(
             config.schedule, config.learning_rate, total_steps, warmup_steps=warmup_steps
         )
     except ValueError as error:
-        raise ConfigError(f"--warmup-epochs {config.warmup_epochs:g}: {error}") from error
+        raise ConfigError(f"--warmup-epochs {config.warmup:g}: {error}") from error

@@ -203,7 +203,7 @@ def value_text(value: Any) -> str:
 def _experiment(config: Config) -> dict[str, Any]:
     """The settings that make an experiment; the folder of the data where it decides the data."""
     ignored = _NOT_COMPARED | (set() if config.dataset == "image_folder" else {"data_files"})
-    values = to_dict(config)
+    values = to_dict(config) | {"warmup_epochs": config.warmup}
     return {name: value for name, value in values.items() if name not in ignored}
 
 

@@ -1,6 +1,7 @@
 """The example program: end to end, interrupted and resumed to the bit, and its errors."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import signal
@@ -16,8 +17,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import arsam_jax
-from examples.classification import loop, methods, models, plots, settings
-from examples.classification.__main__ import _few_segments, _without_term, load, main
+from examples.classification import loop, methods, models, paper, plots, settings
+from examples.classification.__main__ import _describe, _few_segments, _without_term, load, main
 from examples.classification.config import Config
 from examples.classification.data import datasets
 from examples.classification.trainer import STEP_METRICS, Trainer
@@ -260,7 +261,8 @@ def test_end_to_end(data_dir, tmp_path, capsys, monkeypatch):
         (["--validation", "-0.1"], r"--validation must be in \[0, 1\)"),
         (["--seeds"], "--seeds needs at least one"),
         (["--epochs", "0"], "--epochs must be at least 1"),
-        (["--warmup-epochs", "500"], "--warmup-epochs must be less than --epochs"),
+        (["--warmup-epochs", "500"], r"must be in \[0, 30\), less than --epochs, and is 500"),
+        (["--warmup-epochs", "-1"], r"--warmup-epochs must be in \[0, 30\)"),
         (["--model", "vit"], "--model: there is no vit; there are cnn, resnet18"),
         (["--dtype", "float16"], "--dtype: there is no float16; there are float32, bfloat16"),
         (["--augment", "crop", "blur"], "--augment: there is no blur; there are crop, mirror"),
@@ -280,7 +282,8 @@ def test_end_to_end(data_dir, tmp_path, capsys, monkeypatch):
         ),
         (["--config", "none.py"], "no config 'none.py'"),
         (["--name", "a/b"], "one folder name"),
-        (["--epochs", "1"], "--warmup-epochs 0 is no warm-up"),
+        (["--epochs", "1", "--warmup-epochs", "1"], "--warmup-epochs 0 is no warm-up"),
+        (["--config", "fashion_mnist_vit", "--epochs", "9"], "and is 10; --warmup-epochs 0"),
         (["--noise", "symetric"], "symetric is none of symmetric, asymmetric, and no file"),
         (["--noise", "asymmetric", "--label-noise", "0"], "asymmetric needs --label-noise"),
         (["--noise", "README.md"], "README.md gives the labels; that needs --label-noise 0"),
@@ -403,6 +406,18 @@ def test_the_schedule_and_the_optimizer_are_those_of_the_settings(data_dir):
 def test_a_warm_up_that_leaves_no_room_is_an_error(data_dir):
     with pytest.raises(ConfigError, match="--warmup-epochs 4: the warm-up of step must be 0 to 30"):
         make_trainer(data_dir, "--schedule", "step", "--warmup-epochs", "4")
+
+
+def test_the_warm_up_is_one_epoch_and_of_a_single_one_half(data_dir):
+    assert all(row.config.warmup == 1 for row in paper.rows().values())
+    assert settings.parse(["--epochs", "2"]).warmup == 1
+    trainer = make_trainer(data_dir, "--epochs", "1")
+    assert "1 epochs, 0.5 of them warm-up, 10 steps" in _describe(trainer.config, trainer)
+    schedule = methods.make_schedule(trainer.config, trainer.total_steps)
+    rates = [float(schedule(step)) for step in range(10)]
+    assert max(range(10), key=rates.__getitem__) == 5
+    given = dataclasses.replace(trainer.config, warmup_epochs=0.5)
+    assert settings._results_settings(given) == settings._results_settings(trainer.config)
 
 
 def test_a_run_too_short_for_a_trajectory_says_so():
