@@ -42,6 +42,7 @@ myst_heading_anchors = 4
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["keras"]
 napoleon_attr_annotations = False
 napoleon_numpy_docstring = False
 # By name, not by what they stand for, which takes three lines.

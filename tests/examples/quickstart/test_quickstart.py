@@ -10,7 +10,10 @@ import pytest
 
 FOLDER = Path(__file__).parents[3] / "examples" / "quickstart"
 PROGRAMS = [path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"]
-ECOSYSTEM = {"arsam_jax", "flax", "jax", "numpy", "optax", "orbax", "sklearn"}
+ECOSYSTEM = {
+    *("arsam_jax", "equinox", "flax", "jax", "keras", "numpy", "optax", "orbax", "sklearn"),
+    "tensorboardX",
+}
 
 
 @pytest.fixture(params=PROGRAMS, ids=lambda path: path.stem)
@@ -43,6 +46,10 @@ def test_it_stands_alone(program):
         )
     }
     assert modules - sys.stdlib_module_names <= ECOSYSTEM
+
+
+def test_it_hides_no_module_where_it_is_run(program):
+    assert program.stem not in ECOSYSTEM | sys.stdlib_module_names
 
 
 def test_it_fits_a_screen(program):
