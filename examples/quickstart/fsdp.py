@@ -1,0 +1,80 @@
+"""Parameters and optimizer state cut into parts (FSDP), here for eight forced CPU devices."""
+
+import os
+
+# Before jax is imported. On a real machine leave both out: its devices are found by themselves.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("NPROC", "32")  # with one thread a device, forced devices can wait forever
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import arsam_jax
+
+STEPS, BATCH_SIZE = 100, 64
+
+tx = optax.chain(arsam_jax.arsam(rho=0.1, alpha=0.4, segment_length=8), optax.adamw(5e-3))
+
+
+def apply(params, images):
+    return jax.nn.relu(images @ params["hidden"]) @ params["output"]
+
+
+def loss_fn(params, batch):
+    images, labels = batch  # of all devices: the mean is that of the whole batch
+    logits = apply(params, images)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+grad = jax.grad(loss_fn)
+
+
+def train_step(params, opt_state, batch):  # as on one device
+    updates, opt_state = tx.update(
+        grad(params, batch), opt_state, params, grad_fn=lambda params: grad(params, batch)
+    )
+    return optax.apply_updates(params, updates), opt_state
+
+
+def main():
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+    images, test_images, labels, test_labels = train_test_split(images, labels, random_state=0)
+
+    mesh = Mesh(jax.devices(), ("devices",))
+    everywhere, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("devices"))
+    hidden, output = jax.random.split(jax.random.key(0))
+    make = jax.nn.initializers.he_normal()
+    params = {"hidden": make(hidden, (64, 128)), "output": make(output, (128, 10))}
+    params = jax.device_put(params, cut)  # along the first axis, as the batch is
+    opt_state = jax.tree.map(  # a buffer is cut as its parameter is; the scalars go everywhere
+        lambda x: x if x.committed else jax.device_put(x, everywhere), tx.init(params)
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, (params, opt_state))  # kept: it compiles once
+    step_fn = jax.jit(train_step, donate_argnums=(0, 1), out_shardings=shardings)
+
+    # Once, outside jit: an error where both gradients do not belong together.
+    batch = jax.device_put((images[:BATCH_SIZE], labels[:BATCH_SIZE]), cut)
+    grads = grad(params, batch)
+    arsam_jax.check_wiring(tx, grads, params, grad_fn=lambda params: grad(params, batch))
+
+    rng = np.random.default_rng(1)
+    for _ in range(STEPS):
+        rows = rng.choice(len(labels), BATCH_SIZE, replace=False)
+        batch = jax.device_put((images[rows], labels[rows]), cut)
+        params, opt_state = step_fn(params, opt_state, batch)
+
+    psf = jax.tree.leaves(arsam_jax.get_state(opt_state).correction)
+    assert [x.sharding for x in psf] == [cut, cut]
+    accuracy = np.mean(apply(params, test_images).argmax(-1) == test_labels)
+    sampled = arsam_jax.metrics_dict(opt_state)["sampled_share"]
+    print(f"{mesh.size} devices, %SAM {100 * sampled:.1f}, test accuracy {100 * accuracy:.1f} %")
+
+
+if __name__ == "__main__":
+    main()
