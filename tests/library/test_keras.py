@@ -64,8 +64,8 @@ def make_model(link, optimizer=None, **kwargs):
     return model
 
 
-def fit(model, epochs=1):
-    return model.fit(X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0).history
+def fit(model, epochs=1, **kwargs):
+    return model.fit(X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0, **kwargs).history
 
 
 def values(variables):
@@ -124,6 +124,19 @@ def test_saved_weights_resume_bit_for_bit(tmp_path):
     half.save_weights(tmp_path / "half.weights.h5")
     resumed.load_weights(tmp_path / "half.weights.h5")
     fit(resumed)
+    chex.assert_trees_all_equal(values(resumed.variables), values(whole.variables))
+    chex.assert_trees_all_equal(resumed.link_state, whole.link_state)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own
+def test_a_backup_resumes_bit_for_bit(tmp_path):
+    link = arsam_jax.arsam(0.1, 0.5, segment_length=4, initial_samples=2)
+    whole, stopped, resumed = (make_model(link, dropout=0) for _ in range(3))
+    fit(whole, epochs=2)
+    for model, epochs in ((stopped, 1), (resumed, 2)):
+        backup = keras.callbacks.BackupAndRestore(str(tmp_path), delete_checkpoint=False)
+        fit(model, epochs=epochs, callbacks=[backup])
+    assert float(resumed.optimizer.iterations.value) == 8
     chex.assert_trees_all_equal(values(resumed.variables), values(whole.variables))
     chex.assert_trees_all_equal(resumed.link_state, whole.link_state)
 
