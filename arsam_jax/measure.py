@@ -1,21 +1,31 @@
-"""Sharpness and curvature of a loss, for evaluation only: nothing here belongs in a train step.
+"""Sharpness, curvature and landscape of a loss, for evaluation: nothing here is for a train step.
 
 A loss is a function ``params -> scalar`` of any pytree of real arrays, with the batch closed over.
 bfloat16 and float16 parameters are widened: the loss is called with float32 ones, since a small
-step or a second derivative is lost in rounding otherwise. Both functions can be jitted.
+step or a second derivative is lost in rounding otherwise. All of these functions can be jitted.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from arsam_jax import _check, _random, _tree
 from arsam_jax.convolutions import fast_convolutions
 
-__all__ = ["sharpness", "top_hessian_eigenvalue"]
+__all__ = [
+    "Spectrum",
+    "filter_normalized_direction",
+    "hessian_spectrum",
+    "loss_landscape",
+    "plane_through",
+    "sharpness",
+    "spectral_density",
+    "top_hessian_eigenvalue",
+]
 
 
 def sharpness(loss_fn: Callable[[Any], Any], params: Any, rho: chex.Numeric) -> jax.Array:
@@ -89,10 +99,7 @@ def top_hessian_eigenvalue(
     _check.check_integer("num_iterations", num_iterations, low=1)
     _check.check_seed(seed)
     params, loss_fn = _widen(params, loss_fn)
-
-    @fast_convolutions
-    def hessian_product(vector):
-        return jax.jvp(jax.grad(loss_fn), (params,), (vector,))[1]
+    hessian_product = _hessian_product(loss_fn, params)
 
     def iterate(carry, _):
         previous, vector, beta, largest = carry
@@ -103,8 +110,7 @@ def top_hessian_eigenvalue(
         )
         # Beyond an invariant subspace all is rounding, the squares of which may underflow besides.
         largest = jnp.maximum(largest, _tree.norm(product))
-        next_beta = _tree.norm(residual)
-        next_beta = jnp.where(next_beta > 32 * jnp.finfo(beta.dtype).eps * largest, next_beta, 0)
+        next_beta = _nonzero(_tree.norm(residual), largest)
         following = _tree.scale(_tree.safe_divide(1, next_beta), residual)
         is_alive = beta > 0
         return (vector, following, next_beta, largest), (alpha, next_beta, is_alive)
@@ -115,33 +121,385 @@ def top_hessian_eigenvalue(
     _, (alpha, beta, is_alive) = jax.lax.scan(
         iterate, (zeros, first, one, 0 * one), length=num_iterations
     )
-    # After β = 0 all that can be reached has been; α_1 <= λ_max fills what is left.
-    alpha = jnp.where(jnp.cumprod(is_alive.astype(jnp.int32)) > 0, alpha, alpha[0])
-    return jnp.linalg.eigvalsh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))[
-        -1
-    ]
+    return jnp.linalg.eigvalsh(_tridiagonal(_filled(alpha, is_alive), beta))[-1]
+
+
+class Spectrum(NamedTuple):
+    """What ``hessian_spectrum`` returns: for each probe, points with the weights they carry.
+
+    Attributes:
+      nodes: (num_probes, k), the eigenvalues that each probe finds, ascending.
+      weights: (num_probes, k), >= 0; those of a probe add up to 1.
+    """
+
+    nodes: jax.Array
+    weights: jax.Array
+
+
+def hessian_spectrum(
+    loss_fn: Callable[[Any], Any],
+    params: Any,
+    *,
+    num_iterations: int = 40,
+    num_probes: int = 1,
+    seed: int = 0,
+) -> Spectrum:
+    r"""The spectral density of the Hessian of the loss, by stochastic Lanczos quadrature.
+
+    Each probe starts the Lanczos iteration at :math:`v = (\pm 1, \dots, \pm 1) / \sqrt{n}` with
+    random signs. Of the tridiagonal matrix T that it makes, the eigenvalues θ are the nodes, and
+    the squares of the first components of its eigenvectors u are the weights:
+
+    .. math::
+        \sum_i \omega_i f(\theta_i) \approx v^\top f(H)\, v, \qquad
+        T u_i = \theta_i u_i, \qquad \omega_i = u_{i1}^2.
+
+    That is exact for polynomials f of degree below 2k, and the mean of
+    :math:`v^\top f(H)\, v` over probes is :math:`\operatorname{tr} f(H) / n`. So n times the
+    weighted mean of the nodes is the trace of H, that of their squares the trace of H², each with
+    the error of the probes, and nodes at both ends are the extreme eigenvalues.
+
+    Every vector is made orthogonal to all that came before, twice, so no eigenvalue appears
+    again. It keeps k vectors shaped like the parameters, of one probe at a time. Where a probe has
+    reached all it can, as with fewer distinct eigenvalues than iterations, what is left are nodes
+    inside the range of the others, without weight.
+
+    Costs ``num_probes * k`` Hessian-vector products of about two gradients each.
+
+    Args:
+      loss_fn: L, ``params -> scalar``, twice differentiable: see ``top_hessian_eigenvalue``.
+      params: w, any pytree of real arrays, n numbers in all, n >= 1.
+      num_iterations: >= 1. k is this number, or n if that is smaller.
+      num_probes: >= 1. The error of a moment falls with the root of it, and is small already where
+        n is large.
+      seed: of the probes.
+
+    Returns:
+      A ``Spectrum``, at least float32; NaN where the loss has no finite second derivative.
+      ``spectral_density`` makes a curve of it.
+
+    Raises:
+      TypeError, ValueError: for a bad argument, a loss that is no real scalar or params that are
+        no real floating point arrays.
+
+    References:
+      Ghorbani et al., An Investigation into Neural Net Optimization via Hessian Eigenvalue Density
+      (arXiv 1901.10159); Yao et al., PyHessian (arXiv 1912.07145).
+    """
+    for name, value in (("num_iterations", num_iterations), ("num_probes", num_probes)):
+        _check.check_static(name, value)
+        _check.check_integer(name, value, low=1)
+    _check.check_seed(seed)
+    params, loss_fn = _widen(params, loss_fn)
+    num_iterations = min(num_iterations, _num_params(params))
+    hessian_product = _hessian_product(loss_fn, params)
+
+    def of_probe(key):
+        alpha, beta = _lanczos(hessian_product, _random_signs(params, key), num_iterations)
+        nodes, vectors = jnp.linalg.eigh(_tridiagonal(alpha, beta))
+        return Spectrum(nodes, jnp.square(vectors[0]))
+
+    return jax.lax.map(of_probe, jax.random.split(_make_key(seed), num_probes))
+
+
+def spectral_density(spectrum: Spectrum, grid: chex.Array, *, width: chex.Numeric) -> jax.Array:
+    r"""The curve of a spectrum: every node a normal distribution of its weight.
+
+    .. math::
+        \phi(t) = \frac{1}{P} \sum_{p=1}^{P} \sum_i \omega_{pi}\,
+        \frac{1}{\sqrt{2 \pi}\, \sigma} \exp\Big({-\frac{(t - \theta_{pi})^2}{2 \sigma^2}}\Big)
+
+    It integrates to 1. Plot it on a logarithmic axis: a network has nearly all of its weight at 0,
+    and one n-th of it at each outlier.
+
+    Args:
+      spectrum: of P probes.
+      grid: (m,), where to evaluate it.
+      width: σ > 0, a hundredth of the range of the nodes for a start.
+
+    Returns:
+      (m,), in the dtype of the spectrum.
+
+    Raises:
+      TypeError, ValueError: for a bad ``width``, or a grid that is no vector.
+
+    References:
+      Ghorbani et al. (arXiv 1901.10159), section 2.
+    """
+    _check.check_number("width", width, above=0)
+    nodes, weights = (jnp.ravel(x) for x in spectrum)
+    (grid,) = _check_vectors("grid", [grid], nodes.dtype)
+    width = jnp.asarray(width, nodes.dtype)
+    bells = jax.scipy.stats.norm.pdf((grid[:, None] - nodes[None]) / width) / width
+    return jnp.dot(bells, weights, precision="highest") / spectrum.nodes.shape[0]
+
+
+def filter_normalized_direction(params: Any, *, seed: int = 0, filter_axis: int = -1) -> Any:
+    r"""A random direction in which every filter is as long as that filter of the parameters.
+
+    .. math::
+        d_{ij} \leftarrow \frac{d_{ij}}{\|d_{ij}\|} \|w_{ij}\|,
+        \qquad d \sim \mathcal N(0, I)
+
+    for the filter j of the leaf i. A ReLU network computes the same where one layer is scaled up
+    and the next one down; along such a direction its loss looks the same, too, so that curves of
+    two networks can be compared. Biases and the leaves of BatchNorm, all leaves of fewer than two
+    axes, stay where they are: d = 0. Costs no gradient.
+
+    Args:
+      params: w, any pytree of real arrays.
+      seed: of the direction. Two seeds give two directions that are nearly orthogonal.
+      filter_axis: the axis of a leaf that counts its filters. The last one, output features, as
+        the kernels of Flax and of ``x @ w`` have it; 0 for kernels as PyTorch has them.
+
+    Returns:
+      d, shaped like ``params``, at least float32.
+
+    Raises:
+      TypeError, ValueError: for a bad argument, or params that are no real floating point arrays.
+
+    References:
+      Li et al., Visualizing the Loss Landscape of Neural Nets (arXiv 1712.09913), section 4.
+    """
+    _check.check_seed(seed)
+    _check.check_static("filter_axis", filter_axis)
+    _check.check_integer("filter_axis", filter_axis, low=-(2**31))
+    params = _widen_params(params)
+
+    def direction(w, key):
+        if w.ndim < 2:
+            return jnp.zeros_like(w)
+        if not -w.ndim <= filter_axis < w.ndim:
+            raise ValueError(
+                f"filter_axis must be an axis of every leaf of two axes or more, got {filter_axis}"
+                f" for a leaf of shape {w.shape}."
+            )
+        axes = tuple(i for i in range(w.ndim) if i != filter_axis % w.ndim)
+        d = jax.random.normal(key, w.shape, w.dtype)
+        lengths = [jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (w, d)]
+        return d * _tree.safe_divide(*lengths)
+
+    return jax.tree.map(direction, params, _keys_like(params, _make_key(seed)))
+
+
+def plane_through(origin: Any, first: Any, second: Any) -> tuple[tuple[Any, Any], jax.Array]:
+    r"""The plane through three sets of parameters, for ``loss_landscape``.
+
+    .. math::
+        u = \frac{w_1 - w_0}{\|w_1 - w_0\|}, \qquad
+        v = \frac{(w_2 - w_0) - \langle w_2 - w_0, u \rangle u}{\|\cdot\|}
+
+    so coordinates are distances in the space of the parameters. Costs no gradient.
+
+    Args:
+      origin: w₀, any pytree of real arrays.
+      first: w₁, shaped like it.
+      second: w₂, shaped like it and not on the line through the others.
+
+    Returns:
+      The directions ``(u, v)``, at least float32, and the coordinates of the three, (3, 2).
+
+    Raises:
+      TypeError, ValueError: for params that are no real floating point arrays, of other shapes, or
+        on one line (unless traced: there v is 0).
+
+    References:
+      Garipov et al., Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs (arXiv
+      1802.10026).
+    """
+    _check.check_same_shapes("first", first, "origin", origin)
+    _check.check_same_shapes("second", second, "origin", origin)
+    origin, first, second = map(_widen_params, (origin, first, second))
+    first, second = (_tree.subtract(end, origin) for end in (first, second))
+    length, reach = _tree.norm(first), _tree.norm(second)
+    u = _tree.scale(_tree.safe_divide(1, length), first)
+    along = _tree.dot(second, u)
+    rest = _tree.subtract(second, _tree.scale(along, u))
+    height = _tree.norm(rest)
+    height = jnp.where(height > 32 * jnp.finfo(height.dtype).eps * reach, height, 0)
+    if not isinstance(height, Tracer) and (length == 0 or height == 0):
+        raise ValueError(
+            "second must not lie on the line through origin and first, nor first at origin, got"
+            f" second at a distance of {float(height)} from it and first at {float(length)} from"
+            " origin. Take other parameters, or a line: directions of one difference."
+        )
+    v = _tree.scale(_tree.safe_divide(1, height), rest)
+    zero = jnp.zeros_like(length)
+    points = jnp.stack([zero, zero, length, zero, along, height]).reshape(3, 2)
+    return (u, v), points
+
+
+def loss_landscape(
+    loss_fn: Callable[[Any], Any],
+    params: Any,
+    directions: Sequence[Any],
+    coordinates: Sequence[chex.Array],
+    *,
+    batch_size: int | None = None,
+) -> jax.Array:
+    r"""The loss on a grid around the parameters: a curve, a surface, or one of more dimensions.
+
+    .. math::
+        L\big(w + a_i\, d_1 + b_j\, d_2\big)
+
+    for directions from ``filter_normalized_direction``, ``plane_through`` or a gradient. Costs a
+    forward pass for each point, one point after another.
+
+    With BatchNorm decide what ``loss_fn`` closes over: running averages belong to the parameters at
+    the origin, so elsewhere use the statistics of the batch.
+
+    Args:
+      loss_fn: L, ``params -> scalar``.
+      params: w, any pytree of real arrays.
+      directions: a tuple or list of trees shaped like ``params``.
+      coordinates: as many vectors, of the steps to take along each: a, b.
+      batch_size: how many points to evaluate at once, each with parameters of its own.
+
+    Returns:
+      The losses, ``(len(a),)`` or ``(len(a), len(b))``, at least float32.
+
+    Raises:
+      TypeError, ValueError: for a bad argument, a loss that is no real scalar or params that are
+        no real floating point arrays.
+
+    References:
+      Li et al., Visualizing the Loss Landscape of Neural Nets (arXiv 1712.09913).
+    """
+    for name, value in (("directions", directions), ("coordinates", coordinates)):
+        if not isinstance(value, tuple | list):
+            raise TypeError(f"{name} must be a tuple or a list, one for each axis, got {value!r}.")
+    if not len(directions) == len(coordinates) > 0:
+        raise ValueError(
+            "directions and coordinates must be as many, at least one, got"
+            f" {len(directions)} and {len(coordinates)}."
+        )
+    for i, direction in enumerate(directions):
+        _check.check_same_shapes(f"directions[{i}]", direction, "params", params)
+    if batch_size is not None:
+        _check.check_static("batch_size", batch_size)
+        _check.check_integer("batch_size", batch_size, low=1)
+    params, loss_fn = _widen(params, loss_fn)
+    directions = [_widen_params(direction, "directions") for direction in directions]
+    dtype = max((x.dtype for x in jax.tree.leaves(params)), key=lambda kind: jnp.finfo(kind).bits)
+    grid = jnp.meshgrid(*_check_vectors("coordinates", coordinates, dtype), indexing="ij")
+
+    def loss_at(point):
+        moved = params
+        for step, direction in zip(point, directions, strict=True):
+            moved = _tree.add(moved, _tree.scale(step, direction))
+        return fast_convolutions(loss_fn)(moved)
+
+    losses = jax.lax.map(loss_at, [x.ravel() for x in grid], batch_size=batch_size)
+    return losses.reshape(grid[0].shape)
+
+
+def _hessian_product(loss_fn, params):
+    return fast_convolutions(lambda vector: jax.jvp(jax.grad(loss_fn), (params,), (vector,))[1])
+
+
+def _lanczos(product, first, num_iterations):
+    """α and β, (k,), of the iteration that keeps all vectors and each orthogonal to all others."""
+
+    def without(basis, vector):
+        parts = jax.vmap(_tree.dot, (0, None))(basis, vector)
+        return jax.tree.map(
+            lambda x, b: x - jnp.tensordot(parts.astype(b.dtype), b, 1, precision="highest"),
+            vector,
+            basis,
+        )
+
+    def iterate(carry, i):
+        basis, vector, beta, largest = carry
+        is_alive = beta > 0
+        basis = jax.tree.map(lambda b, x: b.at[i].set(x), basis, vector)
+        image = product(vector)
+        alpha = _tree.dot(vector, image)
+        residual = without(basis, without(basis, image))  # twice is enough
+        largest = jnp.maximum(largest, _tree.norm(image))
+        beta = _nonzero(_tree.norm(residual), largest)
+        following = _tree.scale(_tree.safe_divide(1, beta), residual)
+        return (basis, following, beta, largest), (alpha, beta, is_alive)
+
+    basis = jax.tree.map(lambda x: jnp.zeros((num_iterations, *x.shape), x.dtype), first)
+    one = jnp.ones_like(_tree.norm(first))
+    _, (alpha, beta, is_alive) = jax.lax.scan(
+        iterate, (basis, first, one, 0 * one), jnp.arange(num_iterations)
+    )
+    return _filled(alpha, is_alive), beta
+
+
+def _nonzero(beta, largest):
+    """0 for what is rounding beside the longest product so far."""
+    return jnp.where(beta > 32 * jnp.finfo(beta.dtype).eps * largest, beta, 0)
+
+
+def _filled(alpha, is_alive):
+    """All has been reached where β = 0: α_1, inside the spectrum, fills what is left."""
+    return jnp.where(jnp.cumprod(is_alive.astype(jnp.int32)) > 0, alpha, alpha[0])
+
+
+def _tridiagonal(alpha, beta):
+    return jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
 
 
 def _random_unit(params, seed):
-    leaves, structure = jax.tree.flatten(params)
-    key = jax.random.wrap_key_data(_random.make_key(seed), impl="threefry2x32")
-    keys = jax.random.split(key, len(leaves))
-    vector = jax.tree.unflatten(
-        structure,
-        [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)],
+    vector = jax.tree.map(
+        lambda x, key: jax.random.normal(key, x.shape, x.dtype),
+        params,
+        _keys_like(params, _make_key(seed)),
     )
     return _tree.scale(1 / _tree.norm(vector), vector)
 
 
+def _random_signs(params, key):
+    """±1 everywhere, divided by the root of their number."""
+    length = _num_params(params) ** 0.5
+    return jax.tree.map(
+        lambda x, key: jax.random.rademacher(key, x.shape, x.dtype) / length,
+        params,
+        _keys_like(params, key),
+    )
+
+
+def _make_key(seed):
+    return jax.random.wrap_key_data(_random.make_key(seed), impl="threefry2x32")
+
+
+def _keys_like(tree, key):
+    structure = jax.tree.structure(tree)
+    return jax.tree.unflatten(structure, list(jax.random.split(key, structure.num_leaves)))
+
+
+def _num_params(params):
+    return sum(map(jnp.size, jax.tree.leaves(params)))
+
+
+def _check_vectors(name, values, dtype):
+    """Each as an array of this dtype."""
+    for value in values:
+        kind = jnp.result_type(value) if jnp.size(value) else jnp.float32
+        if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
+            raise TypeError(f"{name} must be real numbers, got {value!r}.")
+        if jnp.ndim(value) != 1:
+            raise ValueError(
+                f"{name} must have one axis, such as jnp.linspace(-1, 1, 21), got {value!r}."
+            )
+    return [jnp.asarray(value, dtype) for value in values]
+
+
+def _widen_params(params, name="params"):
+    """In at least float32, checked."""
+    for leaf in jax.tree.leaves(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(f"{name} must be real floating point arrays, got {leaf!r}.")
+    return _tree.widen(params)
+
+
 def _widen(params, loss_fn):
     """Both in at least float32, checked."""
-    leaves = jax.tree.leaves(params)
-    if not sum(map(jnp.size, leaves)):
+    if not _num_params(params):
         raise ValueError(f"params must hold at least one number, got {params!r}.")
-    for leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(f"params must be real floating point arrays, got {leaf!r}.")
-    params = _tree.widen(params)
+    params = _widen_params(params)
     shape = jax.eval_shape(loss_fn, params)
     is_scalar = hasattr(shape, "dtype") and shape.shape == ()
     if not (is_scalar and jnp.issubdtype(shape.dtype, jnp.floating)):

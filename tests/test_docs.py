@@ -17,7 +17,7 @@ import arsam_jax.flax
 
 ROOT = Path(__file__).parent.parent
 README, USE = ROOT / "README.md", ROOT / "docs" / "use.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/api").glob("*.md"))]
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -1,4 +1,4 @@
-"""Sharpness and the top Hessian eigenvalue against closed forms."""
+"""Sharpness, curvature and landscapes against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from arsam_jax.measure import sharpness, top_hessian_eigenvalue
+from arsam_jax import measure
+from arsam_jax.measure import (
+    Spectrum,
+    filter_normalized_direction,
+    hessian_spectrum,
+    loss_landscape,
+    plane_through,
+    sharpness,
+    spectral_density,
+    top_hessian_eigenvalue,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -93,9 +103,14 @@ def test_half_precision_parameters_are_widened(dtype):
     for measured in (
         lambda p: top_hessian_eigenvalue(network_loss, p),
         lambda p: sharpness(network_loss, p, 1e-3),
+        lambda p: hessian_spectrum(network_loss, p, num_iterations=3).nodes,
+        lambda p: loss_landscape(
+            network_loss, p, [filter_normalized_direction(p)], [jnp.linspace(0, 1, 2)]
+        ),
+        lambda p: plane_through(p, *(jax.tree.map(x, p) for x in (jnp.sin, jnp.cos)))[1][0],
     ):
         assert measured(params).dtype == jnp.float32
-        assert measured(params) == measured(wide)
+        np.testing.assert_array_equal(measured(params), measured(wide))
 
 
 def test_convolutions():
@@ -169,3 +184,287 @@ def test_bad_arguments_of_the_eigenvalue(kwargs, error, match):
 def test_bad_radius(rho, error):
     with pytest.raises(error, match="rho"):
         sharpness(jnp.sum, jnp.ones(3), rho)
+
+
+def moments(spectrum, n, degree):
+    """n times the weighted sum of powers of the nodes, one a probe."""
+    nodes, weights = np.asarray(spectrum.nodes, np.float64), np.asarray(spectrum.weights)
+    return n * (weights * nodes**degree).sum(axis=1)
+
+
+def test_spectrum_of_a_diagonal_quadratic_is_exact():
+    """Of random signs each probe weighs all axes alike."""
+    eigenvalues = np.repeat([7.0, 1.0, 0.0, -2.0], [1, 3, 5, 1])
+    loss_fn = quadratic(jnp.diag(jnp.asarray(eigenvalues, jnp.float32)), jnp.ones(10))
+    spectrum = hessian_spectrum(loss_fn, jnp.ones(10), num_iterations=4, num_probes=3)
+    np.testing.assert_allclose(spectrum.nodes, [[-2, 0, 1, 7]] * 3, atol=1e-5)
+    np.testing.assert_allclose(spectrum.weights, [[0.1, 0.5, 0.3, 0.1]] * 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_iterations", [5, 8, 50])
+def test_spectrum_breaks_down_where_few_eigenvalues_are_distinct(num_iterations):
+    eigenvalues = np.repeat([7.0, 1.0, 0.0, -2.0], [1, 3, 5, 1])
+    loss_fn = quadratic(symmetric(eigenvalues), jnp.zeros(10))
+    spectrum = hessian_spectrum(loss_fn, jnp.zeros(10), num_iterations=num_iterations)
+    assert spectrum.nodes.shape == spectrum.weights.shape == (1, min(num_iterations, 10))
+    np.testing.assert_allclose(spectrum.weights.sum(axis=1), 1, rtol=1e-5)
+    nodes = spectrum.nodes[spectrum.weights > 1e-5]
+    np.testing.assert_allclose(nodes, [-2, 0, 1, 7], atol=2e-5)
+    assert spectrum.nodes.min() > -2.001
+    assert spectrum.nodes.max() < 7.001
+
+
+@pytest.mark.parametrize("eigenvalues", [(3.0,), (3.0, 3.0, 3.0), (0.0, 0.0), (1e-12, 5e-13, 0.0)])
+def test_spectrum_of_one_or_no_curvature(eigenvalues):
+    n = len(eigenvalues)
+    loss_fn = quadratic(symmetric(eigenvalues), jnp.ones(n))
+    spectrum = hessian_spectrum(loss_fn, jnp.ones(n))
+    scale = max(eigenvalues)
+    np.testing.assert_allclose(spectrum.weights.sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(spectrum.nodes.max(), scale, rtol=1e-5)
+    assert spectrum.nodes.min() >= min(eigenvalues) - 1e-5 * scale
+
+
+def test_spectrum_has_the_moments_of_the_hessian():
+    eigenvalues = np.concatenate([[40.0, 25.0], np.linspace(-1, 4, 98)])
+    loss_fn = quadratic(symmetric(eigenvalues), jnp.zeros(100))
+    spectrum = hessian_spectrum(loss_fn, jnp.zeros(100), num_iterations=30, num_probes=40)
+    for degree in (1, 2):
+        found = moments(spectrum, 100, degree)
+        error = found.std() / np.sqrt(len(found))
+        assert error < 0.2 * found.mean()
+        assert abs(found.mean() - np.sum(eigenvalues**degree)) < 3 * error
+    np.testing.assert_allclose(spectrum.nodes[:, -1], 40, rtol=1e-5)
+    np.testing.assert_allclose(spectrum.nodes[:, 0], -1, atol=0.15)
+
+
+def lanczos_in_numpy(hessian, vector, num_iterations):
+    """Nodes and weights by the textbook, in float64."""
+    basis, alphas, betas = [vector / np.linalg.norm(vector)], [], []
+    for _ in range(num_iterations):
+        image = hessian @ basis[-1]
+        alphas.append(basis[-1] @ image)
+        image -= np.array(basis).T @ (np.array(basis) @ image)
+        image -= np.array(basis).T @ (np.array(basis) @ image)
+        betas.append(np.linalg.norm(image))
+        basis.append(image / betas[-1])
+    matrix = np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
+    nodes, vectors = np.linalg.eigh(matrix)
+    return nodes, vectors[0] ** 2
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+def test_spectrum_of_a_pytree_is_that_of_a_reference(transform):
+    params = network_params()
+    spectrum = transform(
+        lambda p: hessian_spectrum(network_loss, p, num_iterations=6, num_probes=2, seed=5)
+    )(params)
+    key = jax.random.split(measure._make_key(5), 2)[1]
+    start, _ = ravel_pytree(measure._random_signs(params, key))
+    np.testing.assert_allclose(np.abs(start), len(start) ** -0.5, rtol=1e-6)
+    hessian = np.asarray(dense_hessian(params), np.float64)
+    nodes, weights = lanczos_in_numpy(hessian, np.asarray(start, np.float64), 6)
+    np.testing.assert_allclose(spectrum.nodes[1], nodes, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(spectrum.weights[1], weights, atol=1e-5)
+
+
+def test_all_iterations_find_all_eigenvalues():
+    params = network_params()
+    spectrum = hessian_spectrum(network_loss, params, num_iterations=99, num_probes=3)
+    expected = np.linalg.eigvalsh(np.asarray(dense_hessian(params), np.float64))
+    np.testing.assert_allclose(spectrum.nodes, [expected] * 3, atol=2e-4 * expected[-1])
+
+
+def test_density_is_the_weighted_sum_of_bells():
+    spectrum = Spectrum(
+        jnp.asarray([[0.0, 2.0], [1.0, 3.0]]), jnp.asarray([[0.9, 0.1], [0.5, 0.5]])
+    )
+    grid = jnp.linspace(-4, 7, 400)
+    density = jax.jit(lambda s: spectral_density(s, grid, width=0.3))(spectrum)
+    expected = sum(
+        weight * np.exp(-((np.asarray(grid) - node) ** 2) / 0.18) / np.sqrt(2 * np.pi) / 0.3 / 2
+        for node, weight in ((0, 0.9), (2, 0.1), (1, 0.5), (3, 0.5))
+    )
+    np.testing.assert_allclose(density, expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(np.trapezoid(density, grid), 1, rtol=1e-4)
+
+
+def kernels():
+    shapes = {"conv": (3, 3, 2, 5), "dense": (4, 3), "bias": (3,), "scale": ()}
+    return {name: jnp.asarray(RNG.normal(size=x), jnp.float32) for name, x in shapes.items()}
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_a_direction_has_the_filters_lengths(axis):
+    params = kernels()
+    direction = filter_normalized_direction(params, filter_axis=axis)
+    for name in ("conv", "dense"):
+        found, expected = (
+            np.linalg.norm(np.moveaxis(x[name], axis, 0).reshape(x[name].shape[axis], -1), axis=1)
+            for x in (direction, params)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert not direction["bias"].any()
+    assert direction["scale"] == 0
+
+
+def test_seeds_give_directions_of_their_own():
+    params = {"a": jnp.ones((40, 40)), "b": jnp.ones((40, 40)).at[:, 3].set(0)}
+    first, same, other = (filter_normalized_direction(params, seed=s) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first["a"], same["a"])
+    assert not first["b"][:, 3].any()
+    for a, b in ((first["a"], other["a"]), (first["a"], first["b"])):
+        assert abs(jnp.vdot(a, b)) < 0.1 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
+
+
+def test_curves_of_a_rescaled_network_are_the_same():
+    x = jnp.asarray(RNG.normal(size=(8, 3)), jnp.float32)
+
+    def loss_fn(params):
+        return jnp.square(jax.nn.relu(x @ params["in"]) @ params["out"]).mean()
+
+    params = {name: jnp.asarray(RNG.normal(size=(3, 3)), jnp.float32) for name in ("in", "out")}
+    rescaled = {"in": 4 * params["in"], "out": params["out"] / 4}
+    curves = [
+        loss_landscape(loss_fn, p, [filter_normalized_direction(p)], [jnp.linspace(-1, 1, 5)])
+        for p in (params, rescaled)
+    ]
+    np.testing.assert_allclose(*curves, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_landscape_of_a_quadratic(batch_size):
+    matrix, linear = symmetric((4.0, 2.0, 1.0)), jnp.asarray([1.0, -2.0, 0.5])
+    w, *directions = jnp.asarray(RNG.normal(size=(3, 3)), jnp.float32)
+    a, b = jnp.linspace(-1, 1, 5), jnp.asarray([0, 2, 3])
+
+    @jax.jit
+    def landscape(w):
+        loss_fn = quadratic(matrix, linear)
+        return loss_landscape(loss_fn, w, directions, [a, b], batch_size=batch_size)
+
+    steps = np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1)
+    points = np.asarray(w) + steps @ np.stack(directions)
+    expected = 0.5 * np.einsum("abi,ij,abj->ab", points, matrix, points) + points @ linear
+    np.testing.assert_allclose(landscape(w), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_landscape_of_a_pytree_in_one_dimension():
+    params = network_params()
+    direction = jax.grad(network_loss)(params)
+    losses = loss_landscape(network_loss, params, (direction,), (jnp.linspace(0, -0.2, 3),))
+    expected = [
+        network_loss(jax.tree.map(lambda x, d: x - s * d, params, direction)) for s in (0, 0.1, 0.2)
+    ]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_plane_goes_through_all_three():
+    three = [network_params()] * 3
+    three = [jax.tree.map(lambda x, i=i: jnp.cos(i * x), p) for i, p in enumerate(three)]
+    directions, points = jax.jit(plane_through)(*three)
+    np.testing.assert_allclose(points[0], 0)
+    flat = [ravel_pytree(tree)[0] for tree in (*three, *directions)]
+    basis = np.stack(flat[3:])
+    np.testing.assert_allclose(basis @ basis.T, np.eye(2), atol=1e-5)
+    for point, expected in zip(points, flat[:3], strict=True):
+        np.testing.assert_allclose(flat[0] + point @ basis, expected, atol=1e-5)
+
+
+def test_plane_of_a_line_is_refused():
+    w = jnp.asarray([1.0, 2.0])
+    for ends in ((2 * w, 4 * w), (w, 2 * w), (2 * w, w)):
+        with pytest.raises(ValueError, match="second must not lie"):
+            plane_through(w, *ends)
+    assert not jax.jit(plane_through)(w, 2 * w, 4 * w)[0][1].any()
+
+
+def test_spectrum_and_landscape_in_float64(x64):
+    w = jnp.asarray([0.5, 1.5])
+
+    def loss_fn(w):
+        return jnp.sum(w**4)
+
+    assert hessian_spectrum(loss_fn, w).nodes.dtype == jnp.float64
+    np.testing.assert_allclose(hessian_spectrum(loss_fn, w).nodes, [[3, 27]], rtol=1e-12)
+    losses = loss_landscape(loss_fn, w, [w], [np.asarray([0.0, 1.0])])
+    np.testing.assert_allclose(losses, [loss_fn(w), 16 * loss_fn(w)], rtol=1e-12)
+
+
+def test_what_is_not_finite_shows_in_the_spectrum():
+    spectrum = hessian_spectrum(lambda w: jnp.sqrt(w).sum(), jnp.zeros(2))
+    assert jnp.isnan(spectrum.nodes).all()
+    assert jnp.isnan(spectral_density(spectrum, jnp.zeros(1), width=0.1)).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"num_iterations": 0}, ValueError, "num_iterations must be an integer >= 1, got 0"),
+        ({"num_probes": jnp.array(2)}, TypeError, "num_probes"),
+        ({"num_probes": 0}, ValueError, "num_probes"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"params": {}}, ValueError, "params"),
+        ({"params": jnp.arange(3)}, TypeError, "params"),
+        ({"loss_fn": lambda w: w}, ValueError, "loss_fn"),
+    ],
+)
+def test_bad_arguments_of_the_spectrum(kwargs, error, match):
+    with pytest.raises(error, match=match):
+        hessian_spectrum(**({"loss_fn": jnp.sum, "params": jnp.ones(3)} | kwargs))
+
+
+@pytest.mark.parametrize(
+    ("grid", "width", "error", "match"),
+    [
+        (jnp.zeros(3), 0.0, ValueError, "width"),
+        (jnp.zeros(3), "1", TypeError, "width"),
+        (1.0, 0.1, ValueError, "grid must have one axis"),
+        (jnp.zeros(3, bool), 0.1, TypeError, "grid must be real numbers"),
+    ],
+)
+def test_bad_arguments_of_the_density(grid, width, error, match):
+    with pytest.raises(error, match=match):
+        spectral_density(Spectrum(jnp.zeros((1, 2)), jnp.ones((1, 2)) / 2), grid, width=width)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"directions": jnp.ones((1, 3))}, TypeError, "directions must be a tuple or a list"),
+        ({"coordinates": jnp.ones(3)}, TypeError, "coordinates must be a tuple or a list"),
+        ({"coordinates": [jnp.ones(3)] * 2}, ValueError, "as many, at least one, got 1 and 2"),
+        ({"directions": [], "coordinates": []}, ValueError, "at least one"),
+        ({"directions": [jnp.ones(4)]}, ValueError, r"directions\[0\] must be shaped like params"),
+        ({"directions": [jnp.arange(3)]}, TypeError, "directions"),
+        ({"coordinates": [0.5]}, ValueError, "coordinates must have one axis"),
+        ({"coordinates": [jnp.ones(2, jnp.complex64)]}, TypeError, "coordinates"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"params": jnp.arange(3)}, TypeError, "params"),
+        ({"loss_fn": lambda w: w}, ValueError, "loss_fn"),
+    ],
+)
+def test_bad_arguments_of_the_landscape(kwargs, error, match):
+    good = {"directions": [jnp.ones(3)], "coordinates": [jnp.ones(2)]}
+    with pytest.raises(error, match=match):
+        loss_landscape(**({"loss_fn": jnp.sum, "params": jnp.ones(3)} | good | kwargs))
+
+
+@pytest.mark.parametrize(
+    ("params", "kwargs", "error", "match"),
+    [
+        (jnp.ones((2, 2)), {"seed": -1}, ValueError, "seed"),
+        (jnp.ones((2, 2)), {"filter_axis": 2}, ValueError, "filter_axis must be an axis"),
+        (jnp.ones((2, 2)), {"filter_axis": -3}, ValueError, "filter_axis must be an axis"),
+        (jnp.ones((2, 2)), {"filter_axis": 0.5}, TypeError, "filter_axis"),
+        (jnp.ones((2, 2), int), {}, TypeError, "params"),
+    ],
+)
+def test_bad_arguments_of_a_direction(params, kwargs, error, match):
+    with pytest.raises(error, match=match):
+        filter_normalized_direction(params, **kwargs)
+
+
+def test_bad_arguments_of_a_plane():
+    with pytest.raises(ValueError, match="second must be shaped like origin"):
+        plane_through(jnp.ones(2), jnp.zeros(2), jnp.zeros(3))
