@@ -14,9 +14,11 @@ sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import chex  # noqa: E402
 import figures  # noqa: E402
-import latex2mathml.converter  # noqa: E402
+import latex2mathml.converter  # noqa: E402  # pyright: ignore
+import nbformat  # noqa: E402  # pyright: ignore  # in the site's environment alone
 import optax  # noqa: E402
-from docutils import nodes  # noqa: E402
+from docutils import nodes  # noqa: E402  # pyright: ignore
+from myst_nb.core.read import read_myst_markdown_notebook  # noqa: E402  # pyright: ignore
 
 import arsam_jax  # noqa: E402
 
@@ -29,7 +31,7 @@ author = copyright = PROJECT["authors"][0]["name"]
 version = release = arsam_jax.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
@@ -38,6 +40,15 @@ exclude_patterns = ["_build", "_generated"]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 4
+
+# Notebooks run whenever the site is built. What they write to stderr, a warning too, is an error.
+os.environ["PYTHONPATH"] = str(ROOT)
+os.environ["PYTHONWARNINGS"] = "default"
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_output_stderr = "warn"
+nb_merge_streams = True
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -82,6 +93,9 @@ html_theme_options = {
 if REPOSITORY:
     html_theme_options |= {"repository_url": REPOSITORY, "use_repository_button": True}
 
+NOTEBOOKS = {f"notebooks/{page.stem}" for page in (DOCS / "notebooks").glob("*.md")} - {
+    "notebooks/index"
+}
 INCLUDE = re.compile(r"^```\{include\} (\S+)\n```$", re.MULTILINE)
 SHOWN = re.compile(r"^```\{(?:include\} |literalinclude\} (?=\S*/quickstart/))(\S+)", re.MULTILINE)
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
@@ -140,6 +154,16 @@ def read_page(app: Any, docname: str, source: list[str]) -> None:
         return f"{mark}[{text}]({os.path.relpath(target, page.parent)}{anchor})"
 
     source[0] = INCLUDE.sub(included, with_links(source[0], page))
+
+
+def offer_notebook(app: Any, docname: str, source: list[str]) -> None:
+    """Writes a notebook as Jupyter has them, and ends its page with a link to it."""
+    if docname not in NOTEBOOKS:
+        return
+    notebook: Any = read_myst_markdown_notebook(source[0], config=app.env.myst_config)
+    file = DOCS / "_generated" / f"{Path(docname).name}.ipynb"
+    nbformat.write(notebook, file)
+    source[0] += f"\n\n{{download}}`Download this notebook <../_generated/{file.name}>`\n"
 
 
 def name_types(app: Any, obj: Any, bound_method: bool) -> None:
@@ -203,6 +227,7 @@ def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", write_math("inline"), write_math("block"))
     app.connect("doctree-read", strip_code)
     app.connect("source-read", read_page)
+    app.connect("source-read", offer_notebook)
     app.connect("autodoc-before-process-signature", name_types)
     app.connect("autodoc-process-docstring", link_names)
     figures.draw(DOCS / "_generated")

@@ -1,0 +1,73 @@
+"""The notebooks run without a warning, and show what their text says."""
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+
+NOTEBOOKS = Path(__file__).parent.parent.parent / "docs" / "notebooks"
+PAGES = [page for page in sorted(NOTEBOOKS.glob("*.md")) if page.stem != "index"]
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def fifteen_minutes(names):
+    accuracy = {name: accuracies[-1] for name, (_, accuracies, _) in names["runs"].items()}
+    share = {name: metrics[-1]["sampled_share"] for name, (*_, metrics) in names["runs"].items()}
+    assert max(names["runs"]["SGD"][1]) > accuracy["SGD"] + 0.05
+    assert min(accuracy["SAM"], accuracy["ARSAM"]) > accuracy["SGD"] + 0.05
+    assert accuracy["ARSAM"] > accuracy["SAM"] - 0.04
+    assert (share["SGD"], share["SAM"]) == (0, 1)
+    assert 0.05 < share["ARSAM"] < 0.8
+    assert names["cost"] == 1.125
+    assert names["accuracies"][-1] > accuracy["SGD"] + 0.05
+
+
+def flatness(names):
+    for name in ("SAM", "ARSAM"):
+        assert names["accuracy"][name] > names["accuracy"]["SGD"] + 0.05
+        assert names["loss"](names["networks"][name]) > names["loss"](names["start"])
+        for measure in ("largest", "trace"):
+            assert 2 * names[measure][name] < names[measure]["SGD"]
+        assert 2 * names["rises"][name][-1] < names["rises"]["SGD"][-1]
+        assert 2 * names["curves"][name].max() < names["curves"]["SGD"].max()
+    assert names["num_params"] ** 2 // 10**6 == 682
+
+
+def price_and_radius(names):
+    means = {name: result["valid"].mean(axis=1) for name, result in names["results"].items()}
+    (at,) = names["np"].flatnonzero(names["radii"] == 0.4)
+    assert means["sam"][at] > means["budgeted_sam, 1/4"][at] > means["budgeted_sam, 1/8"][at]
+    for mean in means.values():
+        assert mean.max() > mean[0] + 0.03
+        assert mean[-1] < mean.max() - 0.03
+    assert names["held"]["rho"][:, 0, -1].ptp() < 0.1
+    assert names["held"]["test"].mean(axis=1).ptp() < 0.05
+
+
+def figure_2(names):
+    for name, ratio in names["ratios"].items():
+        assert ratio[-1] > 2 * ratio[0]
+        for norms in (names["norms"][name].grad_norm, names["norms"][name].correction_norm):
+            assert norms[-50:].mean() < norms[:50].mean()
+    assert names["policy"].probability[-1] == 1
+
+
+CHECKS = {
+    check.__name__: check for check in (fifteen_minutes, flatness, price_and_radius, figure_2)
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_notebook_runs(page):
+    cells = re.findall(r"^```\{code-cell\} python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    names = {}
+    with mpl.rc_context({"backend": "agg"}):
+        for i, cell in enumerate(cells):
+            exec(compile(cell, f"{page.name}, cell {i + 1}", "exec"), names)
+            for number in plt.get_fignums():
+                plt.figure(number).canvas.draw()
+            plt.close("all")
+    CHECKS[page.stem](names)
