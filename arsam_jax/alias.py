@@ -184,8 +184,10 @@ def budgeted_sam(
     Of all steps a share is sampled, evenly spaced, at the radius :math:`\rho\, share^{-2/3}`: keep
     the ρ tuned for SAM and choose the price. Given ``total_steps``, the radius is
     :math:`\rho\, (1 + (1 / share - 1)\, t / T)` instead, which rises from ρ to ρ / share while the
-    learning rate falls. The steps between emit g + PSF of the last sample, scaled down to ‖PSF‖ <=
-    κ ‖g‖. Costs 1 + share, keeps 1. share = 1 is SAM. See docs/frontier.md.
+    learning rate falls. A PSF is scaled down to ‖PSF‖ <= ‖g‖ / √share where it is sampled, so that
+    a ρ that is too large for this cannot throw the weights far off. The steps between emit g + PSF
+    of the last sample, scaled down to ‖PSF‖ <= κ ‖g‖. Costs 1 + share, keeps 1. share = 1 is SAM.
+    See docs/frontier.md.
 
     Args:
       rho: the radius that suits SAM. One of a policy is taken as it is.
@@ -226,7 +228,11 @@ def budgeted_sam(
     return sharpness_aware(
         rho if is_policy else scaled(0) if is_constant else scaled,
         sampling=sampling.budgeted(share),
-        correction=correction.reuse_psf(None, reuse_dtype, bound=bound),
+        correction=correction.reuse_psf(
+            *(None, reuse_dtype),
+            bound=bound,
+            sample_bound=None if share == 1 else share ** (-1 / 2),
+        ),
     )
 
 

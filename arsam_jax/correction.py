@@ -74,6 +74,7 @@ def reuse_psf(
     *,
     strength: chex.Numeric = 1,
     bound: chex.Numeric | None = None,
+    sample_bound: chex.Numeric | None = None,
 ) -> Correction:
     r"""ARSAM's reuse of the PSF, the difference :math:`\nabla L(w + \varepsilon) - \nabla L(w)`.
 
@@ -88,6 +89,8 @@ def reuse_psf(
       strength: a >= 0, see ``interpolate``.
       bound: κ > 0: a reused PSF is scaled down to ‖a PSF‖ <= κ ‖g‖. Then ⟨g + a PSF, g⟩ >= (1 − κ)
         ‖g‖², so for κ < 1 a reuse step descends however old the PSF is. None does not scale.
+      sample_bound: the same on a sampled step, for the PSF that it emits and keeps. A step is then
+        at most a multiple of the gradient long, however far it looked.
 
     Returns:
       A correction that keeps one buffer shaped like the parameters (none if ``steps`` is 0).
@@ -101,8 +104,9 @@ def reuse_psf(
             _check.check_static("reuse_steps", steps, "a Python number where it is 0")
     _check.check_floating_dtype("reuse_dtype", dtype, or_none=True)
     _check.check_number("strength", strength, low=0)
-    if bound is not None:
-        _check.check_number("bound", bound, above=0)
+    for name, value in (("bound", bound), ("sample_bound", sample_bound)):
+        if value is not None:
+            _check.check_number(name, value, above=0)
     keeps_nothing = isinstance(steps, numbers.Integral) and steps == 0
     is_whole = isinstance(strength, numbers.Real) and strength == 1
 
@@ -115,14 +119,25 @@ def reuse_psf(
         norm = () if bound is None else jnp.zeros([], jnp.float32)
         return ReusePSFState(_zeros_like(params, dtype), norm)
 
+    def shrinking(limit, grads, norm):
+        """What shortens a PSF of this norm to ‖a PSF‖ <= limit ‖g‖, at most 1."""
+        most = jnp.asarray(limit, jnp.float32) * _tree.norm(grads).astype(jnp.float32)
+        norm = norm if is_whole else jnp.asarray(strength, jnp.float32) * norm
+        return jnp.minimum(1, _tree.safe_divide(most, norm))
+
     def fresh(state, grads, perturbed_grads):
-        psf = _tree.subtract(perturbed_grads, grads)
+        psf, norm = _tree.subtract(perturbed_grads, grads), ()
+        if not (bound is None and sample_bound is None):
+            norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads)).astype(jnp.float32)
         emitted = perturbed_grads if is_whole else mix(grads, psf)
+        if sample_bound is not None:
+            # What is not finite stays so, to be seen.
+            factor = jnp.where(jnp.isfinite(norm), shrinking(sample_bound, grads, norm), 1)
+            psf, norm = _tree.scale(factor, psf), factor * norm
+            emitted = _tree.where(factor < 1, mix(grads, psf), emitted)
         if keeps_nothing:
             return emitted, state
-        norm = ()
-        if bound is not None:
-            norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads)).astype(jnp.float32)
+        norm = () if bound is None else norm
         return emitted, ReusePSFState(_tree.cast_like(psf, state.psf), norm)
 
     def stale(state, grads, age):
@@ -131,9 +146,7 @@ def reuse_psf(
         is_reused = age < NEVER if steps is None else age <= jnp.asarray(steps, jnp.int32)
         psf = _tree.widen(state.psf)
         if bound is not None:
-            limit = jnp.asarray(bound, jnp.float32) * _tree.norm(grads).astype(jnp.float32)
-            norm = state.norm if is_whole else jnp.asarray(strength, jnp.float32) * state.norm
-            psf = _tree.scale(jnp.minimum(1, _tree.safe_divide(limit, norm)), psf)
+            psf = _tree.scale(shrinking(bound, grads, state.norm), psf)
         return _tree.where(is_reused, mix(grads, psf), grads)
 
     return Correction(init, fresh, stale)

@@ -43,7 +43,7 @@ def _variant(
         return arsam_jax.sharpness_aware(
             rho * share**exponent,
             sampling=when(share, steps, seed) if when else sampling.budgeted(share),
-            correction=reuse() if reuse else correction.reuse_psf(None, bound=BOUND),
+            correction=reuse() if reuse else _reuse_bound(None, BOUND, share)(),
             probe=probe() if probe else probes.perturb(),
         )
 
@@ -171,8 +171,10 @@ def sam_rising(rho, share, steps, seed):
     return arsam_jax.sam(lambda step: rho * (0.6 + 0.9 * jnp.float32(step) / steps))
 
 
-def _reuse_bound(steps: int | None, bound: float | None) -> Callable[[], correction.Correction]:
-    return lambda: correction.reuse_psf(steps, bound=bound)
+def _reuse_bound(
+    steps: int | None, bound: float | None, share: float = 1 / 8
+) -> Callable[[], correction.Correction]:
+    return lambda: correction.reuse_psf(steps, bound=bound, sample_bound=share ** (-1 / 2))
 
 
 ABLATIONS = {
@@ -187,10 +189,11 @@ ABLATIONS = {
     "reuse: none": _variant(reuse=correction.replace),
     "reuse: 2 steps": _variant(reuse=_reuse_bound(2, BOUND)),
     "reuse: bound 0.05": _variant(reuse=_reuse_bound(None, 0.05)),
-    "reuse: bound 0.1 at 1/16": _variant(reuse=_reuse_bound(None, 0.1), share=1 / 16),
+    "reuse: bound 0.1 at 1/16": _variant(reuse=_reuse_bound(None, 0.1, 1 / 16), share=1 / 16),
     "reuse: bound 0.2": _variant(reuse=_reuse_bound(None, 0.2)),
     "reuse: bound 0.3 at rho/sqrt(share)": _variant(reuse=_reuse_bound(None, 0.3), exponent=-1 / 2),
     "reuse: no bound": _variant(reuse=_reuse_bound(None, None)),
+    "samples: no bound": _variant(reuse=lambda: correction.reuse_psf(None, bound=BOUND)),
     "reuse: average of samples": _variant(reuse=averaged),
     "reuse: decaying": _variant(reuse=decaying),
     "reuse: bound per layer": _variant(reuse=per_layer),

@@ -35,7 +35,9 @@ def sampled_m_sam(rho, share, steps, seed):
         rho * share ** (-2 / 3),
         probe=probe.microbatched(MICROBATCHES),
         sampling=sampling.budgeted(share),
-        correction=correction.reuse_psf(None, bound=min(0.1, 0.8 * share)),
+        correction=correction.reuse_psf(
+            None, bound=min(0.1, 0.8 * share), sample_bound=share ** (-1 / 2)
+        ),
     )
 
 

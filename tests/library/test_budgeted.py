@@ -178,6 +178,7 @@ def test_bounded_reuse_descends_however_old_the_psf_is(bound):
         (lambda: arsam_jax.budgeted_sam(0.1, speedup=2), "speedup must be .* < 2, got 2"),
         (lambda: arsam_jax.budgeted_sam(0.1, total_steps=0), "total_steps must be .* >= 1, got 0"),
         (lambda: arsam_jax.budgeted_sam(0.1, bound=0), "bound must be .* > 0, got 0"),
+        (lambda: correction.reuse_psf(sample_bound=0), "sample_bound must be .* > 0, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
@@ -227,6 +228,47 @@ def test_the_bound_holds_for_what_is_emitted():
     grads = jnp.array([1.0, 0.0])
     _, state = reuse.fresh(reuse.init(grads), grads, jnp.array([-2.0, 4.0]))
     assert jnp.linalg.norm(reuse.stale(state, grads, jnp.int32(1)) - grads) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("strength", [1, 0.5])
+@pytest.mark.parametrize("length", [0.5, 1.99, 2.01, 50.0])
+def test_a_sampled_psf_is_shortened_to_its_bound(length, strength):
+    """Against NumPy; of the length it is where it is shorter, to the bit."""
+    reuse = correction.reuse_psf(None, strength=strength, sample_bound=2 * strength)
+    grads, direction = jnp.array([3.0, 4.0]), np.array([0.6, -0.8])
+    psf = jnp.asarray(5 * length * direction, jnp.float32)
+    perturbed = grads + psf
+    emitted, state = reuse.fresh(reuse.init(grads), grads, perturbed)
+    kept = 5 * min(length, 2.0) * direction
+    np.testing.assert_allclose(state.psf, kept, rtol=1e-5)
+    np.testing.assert_allclose(emitted, grads + strength * kept, rtol=1e-5)
+    if length < 2 and strength == 1:
+        np.testing.assert_array_equal(emitted, perturbed)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.125])
+def test_a_radius_that_is_too_large_moves_no_further_than_the_bound(share):
+    """L = ‖w‖²/2 with curvature 1, so the PSF is as long as ρ, and a hundred times the gradient."""
+    tx = arsam_jax.budgeted_sam(100.0, share=share)
+    w = jnp.array([0.6, 0.8])
+    state = tx.init(w)
+    lengths = []
+    for _ in range(16):
+        updates, state = tx.update(w, state, w, grad_fn=lambda w: w)
+        lengths.append(float(jnp.linalg.norm(updates)))
+    assert max(lengths) == pytest.approx(1 + share**-0.5, rel=1e-5)
+    assert lengths.count(max(lengths)) == 16 * share
+
+
+def test_what_is_not_finite_is_still_seen():
+    tx = arsam_jax.budgeted_sam(0.1, share=0.5)
+    w = jnp.ones(2)
+    state, seen = tx.init(w), []
+    for _ in range(2):
+        updates, state = tx.update(w, state, w, grad_fn=lambda w: w * jnp.nan)
+        seen.append(bool(jnp.isfinite(updates).all()))
+    assert sorted(seen) == [False, True]
+    assert jnp.isfinite(state.correction.psf).all()
 
 
 @pytest.mark.parametrize("rho", [-0.1, "0.1", None])
