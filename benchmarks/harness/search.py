@@ -131,6 +131,8 @@ def climb(
         for name, at in settings.items():
             own = [pair for pair in tried if pair[0] == name]
             values = [-math.inf if math.isnan(scores[pair]) else scores[pair] for pair in own]
+            if max(values) == -math.inf:
+                raise SystemExit(f"{name}: no run gave a number at {at} or beside it")
             best = own[max(range(len(own)), key=values.__getitem__)][1]
             (found if best == at else moved)[name] = best
         settings = moved

@@ -56,12 +56,13 @@ def gap_closed(accuracy: Sequence[float], sgd: Sequence[float], sam: Sequence[fl
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates, each at least ``FLOOR``.
+    """The mean of independent estimates, each at least ``FLOOR``, which NaN counts for, too.
 
     A run that collapsed to chance would else weigh by how small SAM's gain happens to be.
     """
     error = math.sqrt(sum(e.error**2 for e in estimates if e.mean > FLOOR)) / len(estimates)
-    return Estimate(statistics.fmean(max(e.mean, FLOOR) for e in estimates), error)
+    means = [e.mean if e.mean > FLOOR else FLOOR for e in estimates]
+    return Estimate(statistics.fmean(means), error)
 
 
 def jackknife(statistic: Callable[[Sequence], float], items: Sequence) -> Estimate:

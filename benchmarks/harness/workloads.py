@@ -54,7 +54,8 @@ class Workload(NamedTuple):
       network: the module; ``network(x, train)`` gives logits, or what ``objective`` takes.
       noise: the share of wrong labels in the training set, symmetric.
       num_train: a random subset of this size, another one for each seed.
-      num_validation: examples of the training set that tuning holds out, with clean labels.
+      num_validation: examples of the training set that tuning holds out, without the noise that
+        is added here.
       epochs: batches that are not full are dropped.
       setting: where the search starts; ``rho`` is also the radius of the reported sharpness.
       base: "sgd" (momentum 0.9, weight decay added to the gradient) or "adamw".

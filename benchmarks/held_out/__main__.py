@@ -1,4 +1,4 @@
-"""What is left of SAM's gain, and at which price, on workloads that no choice has seen.
+"""What is left of SAM's gain, and at which price, on trainings on which no method was made.
 
 SGD's learning rate and weight decay are searched, then SAM's learning rate and ρ at that weight
 decay, by doubling and halving until no neighbour is better, on held-out training examples and on

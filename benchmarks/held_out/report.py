@@ -1,6 +1,5 @@
 """Table and figure of ``benchmarks.held_out``: the share of SAM's gain that a method keeps."""
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from benchmarks.harness.statistics import (
     gap_closed,
     markdown_table,
     mean_and_error,
+    mean_of,
 )
 from benchmarks.harness.tuning import Run
 from benchmarks.held_out.study import REFERENCES, Options
@@ -67,13 +67,14 @@ def is_gain(gain: Estimate) -> bool:
 def mean_gap(gaps: dict[str, Estimate]) -> tuple[float, float, float]:
     """The mean over workloads, its error from the seeds, and its error from the workloads.
 
-    A collapse counts as ``FLOOR``.
+    A collapse counts as ``FLOOR``, a score that is no number, too.
     """
-    means = [max(gap.mean, FLOOR) for gap in gaps.values()]
-    errors = [gap.error for gap in gaps.values() if gap.mean > FLOOR]
-    of_seeds = math.sqrt(sum(error**2 for error in errors)) / len(means)
-    mean, of_workloads = mean_and_error(means)
-    return mean, of_seeds, of_workloads
+    mean, of_seeds = mean_of([*gaps.values()])
+    return mean, of_seeds, mean_and_error(floored(gaps)).error
+
+
+def floored(gaps: dict[str, Estimate]) -> list[float]:
+    return [gap.mean if gap.mean > FLOOR else FLOOR for gap in gaps.values()]
 
 
 def _scores(runs: Sequence[Run], done: Done) -> dict[tuple[str, float], dict[str, list[float]]]:
@@ -91,10 +92,11 @@ def write(options: Options, runs: Sequence[Run], done: Done) -> list[Path]:
         raise SystemExit("SAM gains on no workload, so there is nothing to take a share of.")
     plot(found, figure)
     parts = [
-        "# Workloads that no choice has seen\n",
+        "# Nine trainings on which no method was made\n",
         f"Seeds: {len(options.seeds)}. Share of the gain of tuned SAM over the best SGD, in %, over"
         f" the workloads where that gain is above {LEAST_GAIN} of its standard errors. Two errors"
-        " of the mean: between seeds, and between workloads. Gradients: of a step, on average.\n",
+        " of the mean: between seeds, and between workloads. Neither has the sampling of the test"
+        " set or of the search in it. Gradients: of a step, on average.\n",
         gap_table(found),
         f"![mean and worst workload]({figure.name})\n",
         "Each workload, ± the standard error between seeds:\n",
@@ -114,7 +116,7 @@ def gap_table(found: Sequence[Line]) -> str:
     body = []
     for line in found:
         mean, of_seeds, of_workloads = mean_gap(line.gaps)
-        values = [gap.mean for gap in line.gaps.values()]
+        values = floored(line.gaps)
         shown = (mean, of_seeds, of_workloads, statistics.median(values), min(values))
         cells = [f"{value:.0f}" for value in shown]
         body.append([line.method, _fraction(line.share), f"{line.gradients:.3f}", *cells])
@@ -164,7 +166,7 @@ def plot(found: Sequence[Line], path: Path) -> None:
     for axes, title in zip(panels, ("mean of the workloads", "worst workload"), strict=True):
         for number, (method, own) in enumerate(curves.items()):
             means = [mean_gap(line.gaps) for line in own]
-            worst = [max(FLOOR, min(gap.mean for gap in line.gaps.values())) for line in own]
+            worst = [min(floored(line.gaps)) for line in own]
             is_mean = axes is panels[0]
             axes.errorbar(
                 [line.gradients for line in own],

@@ -87,6 +87,8 @@ class Options(search.Options):
         search.check_names(self, workloads=WORKLOADS, methods=METHODS)
         if set(self.seeds) & set(TUNING_SEEDS):
             raise SystemExit(f"--seeds must differ from the tuning seeds {TUNING_SEEDS}")
+        if len(set(self.seeds)) < 2:
+            raise SystemExit(f"--seeds: {self.seeds} are too few to tell an error")
 
 
 def execute(run: Run) -> dict[str, Any]:

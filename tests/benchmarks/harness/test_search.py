@@ -105,6 +105,11 @@ def test_climbing_ends_where_no_neighbour_is_better():
     assert {name for name, _ in asked[1]} == {"far"}
 
 
+def test_a_climb_without_a_number_ends_the_program():
+    with pytest.raises(SystemExit, match="tabular: no run gave a number"):
+        search.climb({"tabular": Setting(1.0, 1.0)}, lambda s: [], lambda tried: [math.nan])
+
+
 def test_a_field_that_is_not_named_stays():
     assert search.doubled_and_halved(Setting(1.0, 3.0), ("rate",)) == [
         Setting(0.5, 3.0),

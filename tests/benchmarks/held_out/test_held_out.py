@@ -75,6 +75,7 @@ def test_a_share_of_no_gain_is_not_taken():
 def test_a_collapse_counts_as_the_floor():
     gaps = {"a": Estimate(100.0, 3.0), "b": Estimate(-900.0, 80.0)}
     assert report.mean_gap(gaps) == (0.0, 1.5, 100.0)
+    assert report.mean_gap(gaps | {"b": Estimate(math.nan, math.nan)}) == (0.0, 1.5, 100.0)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -90,6 +91,11 @@ def test_parts_of_a_workload_are_apart(name):
     common = 0.005 * len(train_rows) if name == "language" else 0  # the text says things twice
     assert len(train_rows & held_rows) <= common
     assert len(train_rows & test_rows) <= common
+    assert len(held_rows & test_rows) <= common
+    if workload.pretraining:
+        before = make_data(workload.pretraining, 100, "validation").x
+        forwards = {x.tobytes() for x in np.ascontiguousarray(before[:, ::-1])}
+        assert not (forwards | {x.tobytes() for x in before}) & (held_rows | test_rows)
     shapes = {(x.shape[1:], x.dtype) for x in kinds}
     assert len(shapes) == 1
 
@@ -142,5 +148,7 @@ def test_methods_train_at_their_price(name, tiny):
 def test_wrong_options_end_the_program():
     with pytest.raises(SystemExit, match="tuning seeds"):
         Options(seeds=(0, 100))
+    with pytest.raises(SystemExit, match="too few"):
+        Options(seeds=(0,))
     with pytest.raises(SystemExit, match="vision"):
         Options(workloads=("vision",))
