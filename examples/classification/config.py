@@ -130,7 +130,7 @@ class Config:
     name: str = ""
     """Folder of this comparison in OUTPUT, if not that of --config or the data set."""
     resume: bool = False
-    """Go on in OUTPUT/NAME, with its settings; --method, --seeds and where data lies may change."""
+    """Go on in OUTPUT/NAME, with its settings; --method and --seeds may change."""
     smoke: bool = False
     """Only tries the settings: a few steps on random images of the right shape, in a folder that is
     deleted at the end."""

@@ -139,6 +139,5 @@ def check_folder(config: Config) -> None:
 def _results_settings(config: Config) -> dict[str, Any]:
     ignored = (*NOT_OF_RESULTS, "method", *(["seeds"] if config.seeds_at_once == 1 else []))
     values = to_dict(config) | {"warmup_epochs": config.warmup}
-    values["noise"] = Path(config.noise).name  # a file of labels may be moved
     values["input_workers"] = bool(config.input_workers)  # not how many
     return {key: value for key, value in values.items() if key not in ignored}

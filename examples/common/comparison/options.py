@@ -69,8 +69,7 @@ class Options:
     name: str = ""
     """Folder of this comparison in OUTPUT, if not the task's name."""
     resume: bool = False
-    """Go on in OUTPUT/NAME, with its settings; --method, --seeds and the folder that a file or
-    folder of data lies in may change."""
+    """Go on in OUTPUT/NAME, with its settings; --method and --seeds may change."""
 
     @property
     def folder(self) -> Path:
@@ -130,8 +129,5 @@ def check(options: Options) -> None:
 
 
 def _results_settings(options: Options) -> dict[str, Any]:
-    """Those that decide results; of a file or folder its name, since it may be moved."""
     values = settings.to_dict(options)
-    paths = {key: value for key, value in vars(options).items() if isinstance(value, Path)}
-    values |= {key: path.name for key, path in paths.items()}
     return {key: value for key, value in values.items() if key not in _NOT_OF_RESULTS}

@@ -456,15 +456,6 @@ def test_resumed_settings_come_from_the_folder(tmp_path):
     resumed = settings.parse(["--resume", "--config", "cifar10", "--output", str(tmp_path)])
     assert (resumed.epochs, resumed.dataset, resumed.model) == (7, "cifar10", "resnet18")
     settings.check_folder(resumed)
-    for name, labels in (("labelled", "a/worse.npy"), ("moved", "b/worse.npy")):
-        (tmp_path / labels).parent.mkdir()
-        (tmp_path / labels).write_bytes(b"")
-        labelled = dataclasses.replace(config, noise=str(tmp_path / labels), resume=name == "moved")
-        if name == "moved":
-            settings.check_folder(labelled)
-        records.write_json(config.folder / settings.CONFIG_FILE, to_dict(labelled))
-    with pytest.raises(ConfigError, match=r"--noise worse\.npy → symmetric"):
-        settings.check_folder(resumed)
 
 
 @pytest.mark.parametrize(("size", "stages"), [(8, 2), (28, 4), (32, 4), (64, 5)])

@@ -1,10 +1,8 @@
 """Comparing methods on a task: what is recorded, resumed, refused and reported, on a tiny one."""
 
 import base64
-import dataclasses
 import itertools
 import json
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -14,7 +12,7 @@ import optax
 import pytest
 
 import arsam_jax.flax
-from examples.common import comparison, methods, optimizers, settings
+from examples.common import comparison, methods, optimizers
 from examples.common.comparison import Options, Trainer
 from examples.common.errors import ConfigError, StoppedError
 
@@ -115,26 +113,6 @@ def test_a_comparison_leaves_a_table_and_all_numbers(tmp_path, capsys):
     report = json.loads((tmp_path / "tiny/report.json").read_text())
     assert report["table"]["method"] == ["base", "sam", "arsam", "gsam"]
     assert report["runs"]["sam"][0]["measures"]["loss"] == losses[0]
-
-
-def test_a_resumed_comparison_finds_its_data_where_it_was_moved(tmp_path):
-    @dataclasses.dataclass(frozen=True)
-    class WithData(Options):
-        data: Path | None = None
-
-    def parse(*arguments):
-        return comparison.parse(WithData, "tiny", ["--output", str(tmp_path), *arguments])
-
-    options = parse("--data", "here/text.txt")
-    options.folder.mkdir()
-    settings.write(options)
-    assert parse("--resume").data == Path("here/text.txt")
-    moved = parse("--resume", "--data", "there/text.txt")
-    settings.write(moved)
-    assert parse("--resume").data == Path("there/text.txt")
-    for other in ("here/other.txt", "None"):
-        with pytest.raises(ConfigError, match=r"--data text\.txt → "):
-            parse("--resume", "--data", other)
 
 
 def final(trainer, folder, method="arsam", **kwargs):
