@@ -440,7 +440,11 @@ def _resolve_grad_fn(grads, params, grad_fn, value_fn):
 
 def _loss_alone(value_fn):
     def checked(params):
-        value = value_fn(params)
+        try:
+            value = value_fn(params)
+        except TypeError as error:
+            error.add_note("value_fn takes params alone: lambda params: loss_fn(params, batch).")
+            raise
         if jax.tree.structure(value) != jax.tree.structure(0) or jnp.shape(value) != ():
             raise ValueError(
                 "value_fn(params) must return the loss alone, a scalar (no auxiliary data), got"

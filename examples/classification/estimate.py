@@ -65,8 +65,9 @@ class Estimate:
     def end_run(self) -> None:
         run, seconds = self.runs[0], self._clock() - self._started
         steps = self._marks[-1][0] - self._marks[0][0]
-        of_step = self._step_seconds.setdefault(run, seconds / max(1, steps))
-        self._around.append(max(0.0, seconds - steps * of_step))
+        if steps:
+            of_step = self._step_seconds.setdefault(run, seconds / steps)
+            self._around.append(max(0.0, seconds - steps * of_step))
         self._marks = []
         del self.runs[0]
 

@@ -14,7 +14,7 @@ def name_on_error(extra: str) -> None:
 
     def say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None):
         name = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-        if name in ("", "benchmarks", "examples"):
+        if name in ("", "arsam_jax", "benchmarks", "examples"):
             sys.__excepthook__(kind, error, traceback)
             return
         print(

@@ -35,7 +35,6 @@ def grad(params, batch, scale, dtype):
     return jax.tree.map(lambda g: g / scale, scaled)
 
 
-@jax.jit(static_argnames="dtype")
 def train_step(params, opt_state, scale, steps, batch, dtype):
     updates, opt_state = tx.update(
         grad(params, batch, scale, dtype),
@@ -63,11 +62,12 @@ def main():
     grads = grad(start, *args)
     arsam_jax.check_wiring(tx, grads, start, grad_fn=lambda params: grad(params, *args))
 
+    step_fn = jax.jit(train_step, static_argnames="dtype")
     for dtype, scale in {jnp.bfloat16: 1.0, jnp.float16: 2.0**24}.items():
         state, rng = (start, tx.init(start), scale, 0), np.random.default_rng(1)
         for _ in range(STEPS):
             rows = rng.choice(len(labels), BATCH_SIZE, replace=False)
-            state = train_step(*state, (images[rows], labels[rows]), dtype=dtype)
+            state = step_fn(*state, (images[rows], labels[rows]), dtype=dtype)
         params, opt_state, scale, _ = state
         accuracy = np.mean(apply(params, test_images, dtype).argmax(-1) == test_labels)
         sampled = arsam_jax.metrics_dict(opt_state)["sampled_share"]

@@ -347,3 +347,11 @@ def test_an_initial_number_of_samples_survives_donation():
     tx = arsam_jax.arsam(0.1, 0.5, initial_samples=jnp.float32(5))
     jax.jit(lambda state: state, donate_argnums=0)(tx.init(jnp.ones(2)))
     assert tx.init(jnp.ones(2)).sampling.samples == 5
+
+
+def test_a_value_fn_of_more_than_the_parameters_is_told_what_it_takes():
+    tx, params = arsam_jax.sam(0.1), jnp.ones(2)
+    with pytest.raises(TypeError, match="missing 1 required positional argument") as caught:
+        tx.update(params, tx.init(params), params, value_fn=lambda params, batch: params.sum())
+    mend = "value_fn takes params alone: lambda params: loss_fn(params, batch)."
+    assert mend in caught.value.__notes__
