@@ -39,62 +39,96 @@ class SharpnessAware(_Model):
     link sees. ``fit`` reports ``sampled_share``, %SAM / 100, with the losses.
 
     The state of the link consists of variables of the optimizer. ``save_weights`` of the model has
-    them, so a model that is built, compiled with the same link and given ``load_weights`` goes on
-    as if it had not stopped (only the seeds of dropout start anew, which Keras does not save);
-    ``keras.callbacks.BackupAndRestore`` does that by itself. A model of
-    ``keras.models.load_model`` is compiled without a link.
+    them, so a model that is built, then compiled with the same link and given ``load_weights`` goes
+    on as if it had not stopped (only the seeds of dropout start anew, which Keras does not save);
+    ``keras.callbacks.BackupAndRestore`` does that by itself. Compiled before it is built, or with a
+    link or an optimizer of other state, it gets the weights alone, and Keras no more than warns:
+    "Skipping variable loading for optimizer". A file of ``model.save`` does not hold the link: a
+    model of ``keras.models.load_model`` is not compiled, and goes on once it is compiled with the
+    link and given ``load_weights`` of the same file. Copies of ``keras.models.clone_model`` have no
+    link either, and need ``compile`` before ``fit``.
 
     Costs one gradient a step and one more for each that the link samples. Links that take gradients
     of single examples or of the mini-batch before (``example_loss_fn``, ``previous_grad_fn``) do
-    not work here.
+    not work here, nor do models with a ``train_step`` of their own. The link is not called with
+    ``measure=True``, so all norms in ``link_state`` are 0.
     """
 
     link: optax.GradientTransformationExtraArgs | None = None
 
-    def compile(self, *args: Any, link: optax.GradientTransformation | None = None, **kwargs: Any):
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        *args: Any,
+        link: optax.GradientTransformation | None = None,
+        **kwargs: Any,
+    ):
         """Keras' ``compile`` with a link.
 
         Args:
-          *args: of ``keras.Model.compile``.
+          optimizer: of ``keras.Model.compile``, as are ``args`` and ``kwargs``.
+          *args: see there.
           link: of ``arsam_jax``, or a chain around one, without the base optimizer. None trains as
             Keras does.
-          **kwargs: of ``keras.Model.compile``.
+          **kwargs: see there.
 
         Raises:
-          ValueError: for an optimizer that accumulates gradients or has been compiled with a link
-            before, and where Keras' backend is not JAX.
+          TypeError, ValueError: for what is no such link, a class with a ``train_step`` of its own,
+            an optimizer that accumulates gradients or has been compiled with a link before, and
+            where Keras' backend is not JAX. The model is then as it was. What depends on
+            parameters is checked by ``fit`` if the model is not built yet.
         """
-        super().compile(*args, **kwargs)
-        self.link = None if link is None else optax.with_extra_args_support(link)
-        if link is None:
-            return
-        if keras.backend.backend() != "jax":
-            raise ValueError(
-                "A link needs Keras on JAX: set the environment variable KERAS_BACKEND=jax before"
-                f" keras is imported. The backend is {keras.backend.backend()}."
-            )
-        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        if inner.gradient_accumulation_steps:
-            raise ValueError(
-                "gradient_accumulation_steps takes a second gradient at each part of the batch and"
-                " mixes batches. Give fit the whole batch, or accumulate inside compute_loss."
-            )
-        if self._places():
-            raise ValueError(
-                "The optimizer holds the state of a link already: compile with a new optimizer."
-            )
-        if self.built:
+        optimizer = keras.optimizers.get(optimizer)
+        if link is not None:
+            _check_use(type(self), optimizer, link)
+            link = optax.with_extra_args_support(link)
+            if self.built:
+                _check_link(link, self.trainable_variables)
+        super().compile(optimizer, *args, **kwargs)
+        self.link = link
+        if link is not None and self.built:
             self._make_state()
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Keras' own; of a model with a link nothing, so a loaded one is not compiled."""
+        return super().get_compile_config() if self.link is None else {}
+
+    def compile_from_config(self, config: dict[str, Any]):
+        """As Keras does it where ``compile`` is its own."""
+        if not config:
+            return
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
 
     def make_train_function(self, force: bool = False):
         """Keras' own, which ``fit`` calls once the model is built."""
-        if self.link is not None and not self._places():
+        if self.link is not None and not _places(self.optimizer):
+            _check_link(self.link, self.trainable_variables)
             self._make_state()
-        super().make_train_function(force)
+        # A new function each time: of an old one jit remembers the link.
+        train_step = self.train_step
+        self.__dict__["train_step"] = lambda state, data: train_step(state, data)
+        try:
+            super().make_train_function(force)
+        finally:
+            del self.__dict__["train_step"]
 
     @property
     def link_state(self) -> Any:
-        """The state of the link, as ``metrics_dict`` takes it; in callbacks, at ends of epochs."""
+        """The state of the link, as ``metrics_dict`` takes it; in callbacks, at ends of epochs.
+
+        Raises:
+          ValueError: without a link, and before the model is built.
+        """
+        if self.link is None:
+            raise ValueError(
+                "link_state needs a model that is compiled with a link, got link=None."
+            )
+        if not _places(self.optimizer):
+            raise ValueError(
+                "link_state is made when the model is built: build it before compile, or call fit."
+            )
         return self._state_of([v.value for v in self.optimizer.variables])
 
     def gradients(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
@@ -107,7 +141,12 @@ class SharpnessAware(_Model):
 
         Returns:
           ``(grads, params, grad_fn)`` of this mini-batch.
+
+        Raises:
+          ValueError: before the model is built.
         """
+        if not self.built:
+            raise ValueError("gradients needs a model that is built: call it on x before compile.")
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         kinds = "trainable_variables", "non_trainable_variables", "metrics_variables"
@@ -133,7 +172,7 @@ class SharpnessAware(_Model):
             optimizer_variables, updates, params
         )
         optimizer_variables = list(optimizer_variables)
-        for i, x in zip(self._places(), jax.tree.leaves(link_state), strict=True):
+        for i, x in zip(_places(self.optimizer), jax.tree.leaves(link_state), strict=True):
             optimizer_variables[i] = x
 
         x, y, sample_weight = data
@@ -182,23 +221,93 @@ class SharpnessAware(_Model):
         aux, grads = evaluate(params)
         return (scale, *aux), grads, lambda params: evaluate(params)[1]
 
-    def _places(self) -> list[int]:
-        """Where among the variables of the optimizer the state of the link is."""
-        return [i for i, v in enumerate(self.optimizer.variables) if v.name == _NAME]
-
     def _make_state(self):
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         assert self.link is not None
-        for x in jax.tree.leaves(self.link.init([v.value for v in self.trainable_variables])):
-            variable = self.optimizer.add_variable(x.shape, dtype=str(x.dtype), name=_NAME)
+        layouts = {}
+        if (distribution := keras.distribution.distribution()) is not None:
+            layout_of = distribution.get_variable_layout
+            layouts = {v.shape: layout_of(v) for v in self.trainable_variables}
+        state = self.link.init([v.value for v in self.trainable_variables])
+        for i, x in enumerate(jax.tree.leaves(state)):
+            variable = self.optimizer.add_variable(
+                x.shape,
+                dtype=str(x.dtype),
+                layout=layouts.get(x.shape),
+                name=f"{_NAME}_{i}",
+            )
             variable.assign(x)
 
     def _state_of(self, optimizer_variables):
         assert self.link is not None
         shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in self.trainable_variables]
-        structure = jax.tree.structure(jax.eval_shape(self.link.init, shapes))
-        return jax.tree.unflatten(structure, [optimizer_variables[i] for i in self._places()])
+        expected, structure = jax.tree.flatten(jax.eval_shape(self.link.init, shapes))
+        leaves = [optimizer_variables[i] for i in _places(self.optimizer)]
+        if [x.shape for x in leaves] != [x.shape for x in expected]:
+            raise ValueError(
+                "The state of the link is of other parameters than trainable_variables has now"
+                f" ({len(shapes)}). Once trainable has changed, compile with a new optimizer."
+            )
+        return jax.tree.unflatten(structure, leaves)
+
+
+def _check_use(model_class, optimizer, link):
+    """Raises for what no parameters are needed to see."""
+    if not isinstance(link, optax.GradientTransformation):
+        raise TypeError(
+            "link must be an optax.GradientTransformation, as arsam_jax.sam(rho=0.05) returns, got"
+            f" {link!r}."
+        )
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            "A link needs Keras on JAX: set the environment variable KERAS_BACKEND=jax before"
+            f" keras is imported. The backend is {keras.backend.backend()}."
+        )
+    for name in ("train_step", "compute_loss_and_updates", "stateless_compute_loss"):
+        classes = (c for c in model_class.__mro__ if c is not SharpnessAware)
+        owner = next(c for c in classes if name in vars(c))
+        if owner.__module__.partition(".")[0] != "keras":
+            raise ValueError(
+                f"link must not go with a {name} other than Keras', got that of {owner.__name__}:"
+                " one of both would be left out. Put what it does into call or compute_loss."
+            )
+    if getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps:
+        raise ValueError(
+            "gradient_accumulation_steps takes a second gradient at each part of the batch and"
+            " mixes batches. Give fit the whole batch, or accumulate inside compute_loss."
+        )
+    if _places(optimizer):
+        raise ValueError(
+            "The optimizer holds the state of a link already: compile with a new optimizer."
+        )
+
+
+def _check_link(link, variables):
+    """Raises unless the link turns a gradient into one: it is tried on one entry of each leaf."""
+    ones = [jax.numpy.ones((1,) * len(v.shape), v.dtype) for v in variables]
+    params = jax.tree.map(jax.numpy.zeros_like, ones)  # of which nothing decays
+    state = link.init(params)
+    try:
+        core.get_state(state)
+    except ValueError as error:
+        raise ValueError(
+            "link must have exactly one sharpness-aware part, such as arsam_jax.sam(rho=0.05), got"
+            f" one of the state {jax.tree.structure(state)}."
+        ) from error
+    updates, _ = link.update(ones, state, params, grad_fn=lambda _: ones)
+    product = float(sum(x.astype("float32").sum() for x in jax.tree.leaves(updates)))
+    if product <= 0:
+        raise ValueError(
+            "link must come without the base optimizer, got one that turns the gradient round or"
+            f" drops it (their product is {product:.3g}). Give that optimizer as compile's first"
+            " argument."
+        )
+
+
+def _places(optimizer) -> list[int]:
+    """Where among the variables of the optimizer the state of the link is."""
+    return [i for i, v in enumerate(optimizer.variables) if v.name.startswith(_NAME)]
 
 
 def _current(scope, variable, value):

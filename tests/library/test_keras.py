@@ -12,6 +12,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
 
 import arsam_jax  # noqa: E402
 from arsam_jax.keras import SharpnessAware  # noqa: E402
@@ -152,11 +153,13 @@ def test_a_model_that_fit_builds_takes_validation_and_several_steps_a_call():
 
 
 def test_the_loss_scale_does_not_reach_the_link():
-    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05, momentum=0.9))
+    inner = keras.optimizers.SGD(0.05, momentum=0.9)
+    scaled = keras.optimizers.LossScaleOptimizer(inner, 1024.0, dynamic_growth_steps=2)
     link = arsam_jax.looksam(0.1, k=2)  # a PSF that is kept while the scale moves
     models = make_model(link), make_model(link, scaled)
     for model in models:
         fit(model)
+    assert float(scaled.dynamic_scale.value) == 4096
     ours, expected = (values(model.trainable_variables) for model in models)
     chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=1e-6)
     states = [model.link_state for model in models]
@@ -172,12 +175,159 @@ def test_a_step_that_is_not_finite_is_skipped_and_halves_the_loss_scale():
     assert float(scaled.dynamic_scale.value) == 2.0
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own
+@pytest.mark.filterwarnings("error:.compile")  # Keras warns where it does not compile
+def test_a_loaded_model_is_compiled_as_keras_does_unless_it_had_a_link(tmp_path):
+    file, link = tmp_path / "model.keras", arsam_jax.looksam(0.1, k=3)
+    custom = {"custom_objects": {"Model": Model, "Counted": Counted}}
+    plain = make_model(None, dropout=0)
+    fit(plain)
+    plain.save(file)
+    loaded = keras.models.load_model(file, **custom)
+    assert fit(loaded) == fit(plain)
+    chex.assert_trees_all_equal(values(loaded.variables), values(plain.variables))
+
+    ours = make_model(link, dropout=0)
+    fit(ours)
+    ours.save(file)
+    loaded = keras.models.load_model(file, **custom)
+    with pytest.raises(ValueError, match="call `compile\\(\\)` before"):
+        fit(loaded)
+    loaded.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", metrics=["mae"], link=link)
+    loaded.load_weights(file)
+    assert fit(loaded) == fit(ours)
+    chex.assert_trees_all_equal(values(loaded.variables), values(ours.variables))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own
+def test_a_state_tree_resumes_bit_for_bit():
+    models = []
+    for _ in range(2):
+        keras.utils.clear_session()  # which counts layers and optimizers in their names
+        models.append(make_model(arsam_jax.looksam(0.1, k=3), dropout=0))
+    ours, resumed = models
+    fit(ours)
+    resumed.set_state_tree(ours.get_state_tree("numpy_array"))
+    chex.assert_trees_all_equal(resumed.link_state, ours.link_state)
+    assert fit(resumed) == fit(ours)
+    chex.assert_trees_all_equal(resumed.link_state, ours.link_state)
+
+
+def test_compiled_anew_it_trains_with_the_new_link():
+    model = make_model(arsam_jax.sam(0.1), dropout=0)
+    start = values(model.variables)
+    found = []
+    kept = []  # what jit has compiled for the link before
+    for link in (arsam_jax.sam(0.1), arsam_jax.sam(1.0), arsam_jax.sam(0.1)):
+        model.compile(keras.optimizers.SGD(0.05), "mse", link=link)
+        for variable, value in zip(model.variables, start, strict=False):
+            variable.assign(value)
+        model.train_on_batch(X, Y)
+        kept.append(model.train_function)
+        found.append(values(model.trainable_variables))
+    chex.assert_trees_all_equal(found[0], found[2])
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(found[0], found[1], rtol=1e-3)
+
+
+def test_under_model_parallel_the_state_is_sharded_as_the_parameters():
+    mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"), jax.devices()[:4])
+    layout = keras.distribution.LayoutMap(mesh)
+    layout[".*kernel"] = (None, "model")
+    parallel = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+    with parallel.scope():
+        keras.utils.set_random_seed(0)
+        model = Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(2)])
+        model.compile(keras.optimizers.SGD(0.05), "mse", link=arsam_jax.looksam(0.1, k=3))
+        for _ in range(2):
+            psf = model.link_state.correction
+            kernels = [x for x in jax.tree.leaves(psf) if x.ndim == 2]
+            assert [x.sharding.spec for x in kernels] == [P(None, "model")] * 2
+            model.fit(X, np.tile(Y, 2), batch_size=8, verbose=0)
+
+
+class Stepping(keras.Model):
+    def train_step(self, state, data):
+        return super().train_step(state, data)
+
+
+class BehindTheMixin(SharpnessAware, Stepping):
+    pass
+
+
+class BeforeTheMixin(Model):
+    def compute_loss_and_updates(self, *args, **kwargs):
+        return super().compute_loss_and_updates(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "message"),
+    [
+        (BehindTheMixin, "train_step other than Keras', got that of Stepping"),
+        (BeforeTheMixin, "compute_loss_and_updates other .* BeforeTheMixin"),
+    ],
+)
+def test_a_step_of_the_model_s_own_is_refused(model_class, message):
+    inputs = keras.Input((6,))
+    model = model_class(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    fit(model)
+    with pytest.raises(ValueError, match=message):
+        model.compile("sgd", "mse", link=arsam_jax.sam(0.1))
+
+
+@pytest.mark.parametrize(
+    ("link", "error", "message"),
+    [
+        ("sam", TypeError, "link must be an optax.GradientTransformation.* got 'sam'"),
+        (arsam_jax.sam, TypeError, "link must be an optax.GradientTransformation"),
+        (optax.clip(1.0), ValueError, "exactly one sharpness-aware part"),
+        (optax.chain(arsam_jax.sam(0.1), optax.sgd(0.1)), ValueError, "without the base optimizer"),
+        (
+            optax.chain(arsam_jax.sam(0.1), optax.adam(0.1)),
+            ValueError,
+            "without the base optimizer",
+        ),
+        (arsam_jax.m_sam(0.1, 2), ValueError, "example_loss_fn"),
+    ],
+)
+def test_a_wrong_link_is_refused_and_the_model_is_as_it_was(link, error, message):
+    model = make_model(None)
+    with pytest.raises(error, match=message):
+        model.compile("sgd", "mse", link=link)
+    assert fit(model).keys() == {"loss", "mae"}
+
+
+def test_fit_refuses_what_only_parameters_show():
+    model = Sequential(layers())
+    model.compile("sgd", "mse", link=optax.chain(arsam_jax.sam(0.1), optax.sgd(0.1)))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="without the base optimizer"):
+            fit(model)
+
+
+def test_weight_decay_and_clipping_may_be_in_the_link():
+    decay = optax.add_decayed_weights(10.0)
+    make_model(optax.chain(arsam_jax.asam(0.0), optax.clip_by_global_norm(1.0), decay))
+
+
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="gradient_accumulation_steps"):
         make_model(arsam_jax.sam(0.1), keras.optimizers.SGD(gradient_accumulation_steps=2))
     model = make_model(arsam_jax.sam(0.1))
     with pytest.raises(ValueError, match="compile with a new optimizer"):
         model.compile(model.optimizer, "mse", link=arsam_jax.sam(0.1))
+    with pytest.raises(ValueError, match="link=None"):
+        _ = make_model(None).link_state
+    model = Sequential(layers())
+    model.compile("sgd", "mse", link=arsam_jax.looksam(0.1, k=2))
+    for read in (lambda: model.link_state, lambda: model.gradients(X, Y)):
+        with pytest.raises(ValueError, match="before compile"):
+            read()
+    fit(model)
+    model.layers[0].trainable = False
+    with pytest.raises(ValueError, match="Once trainable has changed"):
+        fit(model)
 
 
 def test_parameters_that_do_not_train_are_left_alone():
