@@ -64,6 +64,33 @@ def test_top_eigenvalue_of_a_wide_spectrum():
     np.testing.assert_allclose(found, 100, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_curvature_of_any_scale(scale):
+    """The squares of the products underflow or overflow in float32."""
+    loss_fn = quadratic(scale * symmetric((1.0, 2.0, 3.0, 4.0)), jnp.zeros(4))
+    top = top_hessian_eigenvalue(loss_fn, jnp.ones(4))
+    np.testing.assert_allclose(top / scale, 4, rtol=1e-5)
+    spectrum = hessian_spectrum(loss_fn, jnp.ones(4))
+    np.testing.assert_allclose(spectrum.nodes / scale, [[1, 2, 3, 4]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20])
+def test_sharpness_of_any_scale(scale):
+    found = sharpness(lambda w: scale * jnp.square(w).sum(), jnp.asarray([3.0, 4.0]), 1.0)
+    np.testing.assert_allclose(found / scale, 11, rtol=1e-5)  # 6² − 5²
+
+
+def test_the_bulk_beside_an_outlier_is_resolved_as_documented():
+    """As wide as 10⁻⁴ of the outlier it is, and has no inner nodes at 10⁻⁶."""
+    for outlier, is_resolved in ((1e4, True), (1e6, False)):
+        eigenvalues = jnp.linspace(0, 1, 100).at[0].set(outlier)
+        loss_fn = quadratic(jnp.diag(eigenvalues), jnp.zeros(100))
+        spectrum = hessian_spectrum(loss_fn, jnp.zeros(100), num_iterations=30)
+        bulk = spectrum.nodes[(spectrum.weights > 1e-5) & (spectrum.nodes < 2)]
+        assert (bulk.size > 20) == is_resolved
+        np.testing.assert_allclose(spectrum.nodes.max(), outlier, rtol=1e-5)
+
+
 def network_loss(params):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(12, 3)), jnp.float32)
     kernel, (bias, scale) = params["kernel"], params["rest"]
@@ -157,6 +184,17 @@ def test_what_is_not_finite_shows():
     w = jnp.zeros(2)
     assert jnp.isnan(top_hessian_eigenvalue(lambda w: jnp.sqrt(w).sum(), w))
     assert jnp.isnan(sharpness(lambda w: jnp.log(w).sum(), -jnp.ones(2), 0.1))
+    overflowing = quadratic(jnp.diag(jnp.asarray([1.0, jnp.inf])), jnp.zeros(2))
+    for num_iterations in (1, 2, 5):
+        top = top_hessian_eigenvalue(overflowing, w, num_iterations=num_iterations)
+        assert jnp.isnan(top)
+        spectrum = hessian_spectrum(overflowing, w, num_iterations=num_iterations)
+        assert jnp.isnan(spectrum.nodes).all()
+
+
+@pytest.mark.parametrize(("largest", "found"), [(1.0, 0.0), (jnp.inf, jnp.nan), (jnp.nan, jnp.nan)])
+def test_only_beside_a_finite_length_is_a_length_rounding(largest, found):
+    np.testing.assert_equal(float(measure._nonzero(jnp.float32(1e-9), jnp.float32(largest))), found)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +325,44 @@ def test_density_is_the_weighted_sum_of_bells():
     )
     np.testing.assert_allclose(density, expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(np.trapezoid(density, grid), 1, rtol=1e-4)
+    for same in (tuple(spectrum), [np.asarray(x).tolist() for x in spectrum]):
+        np.testing.assert_allclose(
+            spectral_density(same, grid.tolist(), width=0.3), density, rtol=1e-4, atol=1e-7
+        )
+
+
+def test_density_of_several_networks_by_vmap():
+    losses = [quadratic(symmetric((4.0, 2.0, s)), jnp.zeros(3)) for s in (0.0, 1.0)]
+    spectra = [hessian_spectrum(loss_fn, jnp.zeros(3), num_probes=2) for loss_fn in losses]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *spectra)
+    grid = jnp.linspace(-2, 6, 200)
+    densities = jax.vmap(lambda s: spectral_density(s, grid, width=0.3))(stacked)
+    np.testing.assert_allclose(np.trapezoid(densities, grid), 1, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"\(2, 2, 3\), \(2, 2, 3\)\..* vmap this function"):
+        spectral_density(stacked, grid, width=0.3)
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "error", "match"),
+    [
+        (
+            Spectrum(jnp.zeros(2), jnp.ones(2)),
+            ValueError,
+            r"spectrum .* \(2,\), \(2,\)\..*nodes\[None",
+        ),
+        (
+            Spectrum(jnp.zeros((1, 2)), jnp.ones((2, 2))),
+            ValueError,
+            r"spectrum .* \(1, 2\), \(2, 2\)",
+        ),
+        ((jnp.zeros((1, 2)),), ValueError, r"spectrum .* \(1, 2\)\."),
+        ((jnp.zeros((1, 2), int),) * 2, TypeError, "spectrum must be real floating point"),
+        (jnp.zeros((2, 1, 2)), TypeError, "spectrum must be what hessian_spectrum returns"),
+    ],
+)
+def test_bad_spectra_of_the_density(spectrum, error, match):
+    with pytest.raises(error, match=match):
+        spectral_density(spectrum, jnp.zeros(3), width=0.1)
 
 
 def kernels():
@@ -306,6 +382,29 @@ def test_a_direction_has_the_filters_lengths(axis):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert not direction["bias"].any()
     assert direction["scale"] == 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_direction_has_filters_of_any_length(scale):
+    params = kernels()
+    scaled = filter_normalized_direction(jax.tree.map(lambda x: scale * x, params))
+    for found, expected in zip(
+        *map(jax.tree.leaves, (scaled, filter_normalized_direction(params))), strict=True
+    ):
+        np.testing.assert_allclose(found / scale, expected, rtol=1e-5)
+
+
+def test_stacked_layers_by_vmap():
+    """As the documentation has it: each layer normalised alone, and no bias moves."""
+    layers = [kernels(), kernels()]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+    directions = jax.vmap(lambda p, s: filter_normalized_direction(p, seed=s))(
+        stacked, jnp.arange(2)
+    )
+    assert not directions["bias"].any()
+    for i, layer in enumerate(layers):
+        expected = filter_normalized_direction(layer, seed=i)
+        np.testing.assert_allclose(directions["dense"][i], expected["dense"], rtol=1e-5)
 
 
 def test_seeds_give_directions_of_their_own():
@@ -330,6 +429,12 @@ def test_curves_of_a_rescaled_network_are_the_same():
         for p in (params, rescaled)
     ]
     np.testing.assert_allclose(*curves, rtol=1e-4)
+
+
+def test_coordinates_may_be_lists():
+    w = jnp.asarray([1.0, 2.0])
+    found = loss_landscape(jnp.sum, w, [w], [[0, 0.5]])
+    np.testing.assert_allclose(found, [3, 4.5])
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
@@ -379,6 +484,24 @@ def test_plane_of_a_line_is_refused():
     assert not jax.jit(plane_through)(w, 2 * w, 4 * w)[0][1].any()
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("place", range(3))
+def test_a_plane_through_what_is_not_finite_is_nan(value, place):
+    three = [jnp.zeros(3), jnp.asarray([1.0, 0, 0]), jnp.asarray([0, 1.0, 0])]
+    three[place] = three[place].at[2].set(value)
+    (_, v), points = plane_through(*three)
+    assert jnp.isnan(v).any()
+    assert jnp.isnan(points).any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_plane_of_any_size(scale):
+    three = [jnp.zeros(2), jnp.asarray([3.0, 0.0]), jnp.asarray([1.0, 2.0])]
+    (u, v), points = plane_through(*(scale * w for w in three))
+    np.testing.assert_allclose([u, v], np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(points / scale, three, atol=1e-6)
+
+
 def test_spectrum_and_landscape_in_float64(x64):
     w = jnp.asarray([0.5, 1.5])
 
@@ -420,6 +543,8 @@ def test_bad_arguments_of_the_spectrum(kwargs, error, match):
         (jnp.zeros(3), 0.0, ValueError, "width"),
         (jnp.zeros(3), "1", TypeError, "width"),
         (1.0, 0.1, ValueError, "grid must have one axis"),
+        ([[0.0], [0.0, 1.0]], 0.1, TypeError, "grid must be real numbers"),
+        (["0"], 0.1, TypeError, "grid must be real numbers"),
         (jnp.zeros(3, bool), 0.1, TypeError, "grid must be real numbers"),
     ],
 )
@@ -438,6 +563,7 @@ def test_bad_arguments_of_the_density(grid, width, error, match):
         ({"directions": [jnp.ones(4)]}, ValueError, r"directions\[0\] must be shaped like params"),
         ({"directions": [jnp.arange(3)]}, TypeError, "directions"),
         ({"coordinates": [0.5]}, ValueError, "coordinates must have one axis"),
+        ({"coordinates": [[1j]]}, TypeError, "coordinates must be real numbers"),
         ({"coordinates": [jnp.ones(2, jnp.complex64)]}, TypeError, "coordinates"),
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"params": jnp.arange(3)}, TypeError, "params"),
@@ -468,3 +594,5 @@ def test_bad_arguments_of_a_direction(params, kwargs, error, match):
 def test_bad_arguments_of_a_plane():
     with pytest.raises(ValueError, match="second must be shaped like origin"):
         plane_through(jnp.ones(2), jnp.zeros(2), jnp.zeros(3))
+    with pytest.raises(ValueError, match="origin must hold at least one number"):
+        plane_through({}, {}, {})
