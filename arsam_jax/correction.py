@@ -126,9 +126,8 @@ def reuse_psf(
         return jnp.minimum(1, _tree.safe_divide(most, norm))
 
     def fresh(state, grads, perturbed_grads):
-        psf, norm = _tree.subtract(perturbed_grads, grads), ()
-        if not (bound is None and sample_bound is None):
-            norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads)).astype(jnp.float32)
+        psf = _tree.subtract(perturbed_grads, grads)
+        norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads)).astype(jnp.float32)
         emitted = perturbed_grads if is_whole else mix(grads, psf)
         if sample_bound is not None:
             # What is not finite stays so, to be seen.

@@ -23,7 +23,12 @@ def program(request):
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_it_trains(program, capsys):
-    runpy.run_path(str(program), run_name="__main__")
+    code = 0
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    assert code == 0
     printed = capsys.readouterr().out
     accuracy = re.findall(r"accuracy\D* ([\d.]+) %", printed)
     sampled = re.findall(r"%SAM ([\d.]+)", printed)
