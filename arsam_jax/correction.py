@@ -127,7 +127,9 @@ def reuse_psf(
 
     def fresh(state, grads, perturbed_grads):
         psf = _tree.subtract(perturbed_grads, grads)
-        norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads)).astype(jnp.float32)
+        norm: Any = None  # where no bound reads it
+        if bound is not None or sample_bound is not None:
+            norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads)).astype(jnp.float32)
         emitted = perturbed_grads if is_whole else mix(grads, psf)
         if sample_bound is not None:
             # What is not finite stays so, to be seen.
