@@ -39,8 +39,8 @@ class Options(comparison.Options):
 
     epochs: int = 30
     batch_size: int = 16
-    learning_rate: float = 0.2
-    rho: float = 0.0125
+    learning_rate: float = 0.1
+    rho: float = 0.025
 
     data: Path | None = None
     """Folder VOC2012, see README.md; by default scenes are generated."""
