@@ -174,23 +174,9 @@ def sharpness_aware(
         if not isinstance(measure, bool):
             raise TypeError(f"measure must be a Python bool, got {measure!r}.")
         grad_fn = _resolve_grad_fn(updates, params, grad_fn, value_fn)
-        is_constant = isinstance(rho, numbers.Real)
-        rho_t: Any = radius.value(state.radius, state.step)
-        rho_t = rho_t if is_constant else jnp.maximum(rho_t, 0)
-
-        wanted, policy_state = sampling.decide(
-            state.sampling, state.step, _float32(sampling.norm(_tree.widen(updates), params))
+        rho_t, sampled, is_unread, policy_state = _decide(
+            parts, rho, state, updates, params, extra_args.get("axis_name")
         )
-        reads_grads = probe.reads_grads or correction.reads_grads or parts.records
-        is_unread = wanted is True and not reads_grads
-        _check_replicated((wanted, () if is_unread else updates))
-        if wanted is False or (is_constant and rho_t == 0):
-            sampled = False
-        elif wanted is True and (is_constant or is_unread):
-            sampled = True
-        else:
-            sampled = _uniform((jnp.asarray(rho_t) > 0) & wanted, extra_args.get("axis_name"))
-
         age = jnp.where(state.age < correction_lib.NEVER, state.age + 1, state.age)
         extra_args |= {"rho": rho_t, "step": state.step, "grad_fn": grad_fn}
         fresh = functools.partial(
@@ -281,6 +267,30 @@ class _Parts(NamedTuple):
     @property
     def records(self) -> bool:
         return self.sampling.record is not None or self.radius.record is not None
+
+
+def _decide(parts, rho, state, updates, params, axis_name):
+    """ρ of this step, whether it is sampled, whether the gradient is unread, the policy's state.
+
+    Sampled is a Python bool where nothing in the step can change it.
+    """
+    radius, probe, sampling, correction = parts
+    is_constant = isinstance(rho, numbers.Real)
+    rho_t: Any = radius.value(state.radius, state.step)
+    rho_t = rho_t if is_constant else jnp.maximum(rho_t, 0)
+
+    norm = _float32(sampling.norm(_tree.widen(updates), params))
+    wanted, policy_state = sampling.decide(state.sampling, state.step, norm)
+    reads_grads = probe.reads_grads or correction.reads_grads or parts.records
+    is_unread = wanted is True and not reads_grads
+    _check_replicated((wanted, () if is_unread else updates))
+    if wanted is False or (is_constant and rho_t == 0):
+        sampled = False
+    elif wanted is True and (is_constant or is_unread):
+        sampled = True
+    else:
+        sampled = _uniform((jnp.asarray(rho_t) > 0) & wanted, axis_name)
+    return rho_t, sampled, is_unread, policy_state
 
 
 class _StepResult(NamedTuple):
