@@ -15,7 +15,7 @@ from flax import nnx
 import arsam_jax
 import arsam_jax.flax
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 README, USE = ROOT / "README.md", ROOT / "docs" / "use.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/api").glob("*.md"))]
 
