@@ -1,4 +1,4 @@
-"""What the studies compare: every method of the library that spends gradients, at a price."""
+"""What the studies compare: methods of the library, and parts of them, each at a price."""
 
 import statistics
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import arsam_jax
 from arsam_jax import correction, sampling
+from arsam_jax.methods import METHODS as KNOWN
 from benchmarks.harness.training import MakeLink
 
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
@@ -54,13 +55,25 @@ def random_with_reuse(rho, share, steps, seed):
 
 
 def every_step(
-    make: Callable[[Any], Any], gradients: float = 2, has_own_radius: bool = False
+    name: str,
+    make: Callable[[Any], Any] | None = None,
+    gradients: float | None = None,
+    has_own_radius: bool = False,
 ) -> Method:
-    """A method that pays on every step, ``make(rho)``; all else is as published or by default."""
+    """A method of the library that pays on every step, ``make(rho)`` if not as it is by default.
+
+    Args:
+      gradients: of a step, where the library does not say or the arguments change it.
+    """
+    known = KNOWN[name]
+    price = known.gradients if gradients is None else gradients
+    if price is None:
+        raise ValueError(f"{name}: give gradients, an argument of its own decides its price")
+    link = known.make if make is None else make
     return Method(
-        lambda rho, share, steps, seed: make(rho),
+        lambda rho, share, steps, seed: link(rho),
         shares=(1,),
-        cost=lambda sampled, share: gradients,
+        cost=lambda sampled, share: price,
         has_own_radius=has_own_radius,
     )
 
@@ -104,13 +117,19 @@ METHODS = {
     "budgeted_sam_rising": Method(
         lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share, total_steps=steps)
     ),
-    "asam": every_step(lambda rho: arsam_jax.asam(10 * rho), has_own_radius=True),
-    "usam": every_step(arsam_jax.usam, has_own_radius=True),
-    "friendly_sam": every_step(arsam_jax.friendly_sam),
-    "gradient_norm_penalty": every_step(lambda rho: arsam_jax.gradient_norm_penalty(rho, 0.7)),
-    "gsam": every_step(lambda rho: arsam_jax.gsam(rho, 0.2)),
-    "m_sam": every_step(lambda rho: arsam_jax.m_sam(rho, 2)),
-    "sparse_sam": every_step(arsam_jax.sparse_sam),  # and a Fisher mask every 1,000 steps
-    "rw_sam": every_step(lambda rho: arsam_jax.rw_sam(rho, delta=0.01), gradients=2 + 1 / 3),
-    "multi_step_sam": every_step(lambda rho: arsam_jax.multi_step_sam(rho, 2), gradients=3),
+    "asam": every_step("asam", lambda rho: arsam_jax.asam(10 * rho), has_own_radius=True),
+    "usam": every_step("usam", has_own_radius=True),
+    "friendly_sam": every_step("friendly_sam"),
+    "gradient_norm_penalty": every_step(
+        "gradient_norm_penalty", lambda rho: arsam_jax.gradient_norm_penalty(rho, 0.7)
+    ),
+    "gsam": every_step("gsam", lambda rho: arsam_jax.gsam(rho, 0.2)),
+    "m_sam": every_step("m_sam", lambda rho: arsam_jax.m_sam(rho, 2)),
+    "sparse_sam": every_step("sparse_sam"),  # and a Fisher mask every 1,000 steps
+    "rw_sam": every_step(  # one forward pass with a delta, not two
+        "rw_sam", lambda rho: arsam_jax.rw_sam(rho, delta=0.01), gradients=2 + 1 / 3
+    ),
+    "multi_step_sam": every_step(
+        "multi_step_sam", lambda rho: arsam_jax.multi_step_sam(rho, 2), gradients=3
+    ),
 }
