@@ -187,7 +187,7 @@ def budgeted_sam(
     learning rate falls. A PSF is scaled down to ‖PSF‖ <= ‖g‖ / √share where it is sampled, so that
     a ρ that is too large for this cannot throw the weights far off. The steps between emit g + PSF
     of the last sample, scaled down to ‖PSF‖ <= κ ‖g‖. Costs 1 + share, keeps 1. share = 1 is SAM.
-    See docs/frontier.md.
+    Its figures: docs/frontier.md and docs/studies/development.md.
 
     Args:
       rho: the radius that suits SAM. One of a policy is taken as it is.
