@@ -78,7 +78,7 @@ def test_one_compilation_and_a_state_of_fixed_types(name):
 
 
 def test_what_was_recorded_before_the_core_was_rebuilt(name):
-    """Bias and scale after 8 steps, of commit c26505f or of the one that a younger method came with.
+    """Bias and scale after 8 steps, of commit c26505f, or of that which brought a younger method.
 
     Where they were recorded they are equal to the bit; other CPUs and versions of JAX round.
     """
