@@ -37,9 +37,9 @@ class Options(comparison.Options):
 
     epochs: int = 15
     optimizer: str = "adamw"
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     weight_decay: float = 0.0
-    rho: float = 0.03
+    rho: float = 0.06
 
     data: Path | None = None
     """Folder of MPII, see README.md; by default figures are drawn."""
