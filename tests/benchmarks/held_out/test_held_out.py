@@ -14,7 +14,7 @@ from benchmarks.harness.training import train
 from benchmarks.harness.tuning import Run
 from benchmarks.harness.workloads import Setting, Source, Workload, make_data
 from benchmarks.held_out import __main__ as program
-from benchmarks.held_out import report, study
+from benchmarks.held_out import report, study, warm_up
 from benchmarks.held_out.study import METHODS, Options
 from benchmarks.held_out.workloads import NUMBERS, WORKLOADS
 from tests.benchmarks.conftest import row_of
@@ -152,3 +152,18 @@ def test_wrong_options_end_the_program():
         Options(seeds=(0,))
     with pytest.raises(SystemExit, match="vision"):
         Options(workloads=("vision",))
+
+
+def test_the_language_model_is_tried_at_finer_rates_and_with_a_warm_up(tmp_path, monkeypatch):
+    def fake(run):
+        return row_of(run, 60.0 + run.seed % 3 + (run.workload == "warm-up"))
+
+    monkeypatch.setattr(warm_up, "STUDY", warm_up.STUDY._replace(execute=fake))
+    options = warm_up.Options(tmp_path / "warm_up.csv", workers=0)
+    warm_up.main(options)
+    done = search.read_rows(options.csv, Run)
+    assert {run.seed for run in done} == {*study.TUNING_SEEDS}
+    assert {run.rho for run in done if run.method == "sgd"} == {0}
+    text = options.csv.with_suffix(".md").read_text()
+    assert "| warm-up | sam | 1 | 0.0057 | 62.00 ± 0.58 | 1.000 |" in text
+    assert text.count("\n| cosine ") == 9
