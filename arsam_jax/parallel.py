@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from arsam_jax import _tree
 from arsam_jax.core import get_state
@@ -98,14 +99,26 @@ def check_same_everywhere(opt_state: Any) -> None:
         is_whole = not isinstance(x, jax.Array) or x.is_fully_replicated
         copies = np.stack(local) if is_whole else np.concatenate(local)
         ends = np.unique(copies, axis=0)[[0, -1]]  # of one shape, however many devices there are
-        every = np.asarray(multihost_utils.process_allgather(ends)).reshape(-1, *ends.shape[1:])
-        values = np.unique(every, axis=0)
+        values = np.unique(np.concatenate(_of_all_processes(ends)), axis=0)
         if len(values) > 1:
             raise ValueError(
                 f"The optimizer state{jax.tree_util.keystr(path)} differs between devices or"
                 f" processes: {', '.join(map(str, values))}. Restore all of them from the same"
                 " checkpoint, and give all the same seed."
             )
+
+
+def _of_all_processes(x: np.ndarray) -> np.ndarray:
+    """``x`` of each process, along a new first axis.
+
+    Waits for every device of this process: JAX's ``process_allgather`` waits for one, and a process
+    that ends while another one still sends leaves the others waiting.
+    """
+    if jax.process_count() == 1:
+        return x[None]
+    mesh = Mesh(np.reshape(jax.devices(), (jax.process_count(), -1)), ("process", "device"))
+    parts = jax.make_array_from_process_local_data(NamedSharding(mesh, P("process")), x[None])
+    return local_parts(jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(parts))[0]
 
 
 def local_parts(x: Any) -> list[np.ndarray]:
