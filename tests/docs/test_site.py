@@ -1,4 +1,4 @@
-"""The site has a page for every public symbol, and its links lead somewhere."""
+"""The site has a page and an example for every public symbol, and its links lead somewhere."""
 
 import ast
 import re
@@ -11,6 +11,7 @@ DOCS = ROOT / "docs"
 SOURCES = [page for page in sorted(DOCS.rglob("*.md")) if DOCS / "_build" not in page.parents]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SOURCES]
 FIGURES = re.findall(r'^    "(\w+)": \w+_figure,$', (DOCS / "figures.py").read_text(), re.MULTILINE)
+API = sorted((DOCS / "api").glob("*.md"))
 MODULES = [path for path in sorted((ROOT / "arsam_jax").glob("*.py")) if path.stem[0] != "_"]
 # Public by their names, and used by other modules of the library alone.
 INNER = {"alias.Link", "alias.Radius", "core.Witness", "parallel.local_parts"}
@@ -31,7 +32,7 @@ def public_names(module):
 def documented():
     """The full names of what the API pages document."""
     found = set()
-    for page in (DOCS / "api").glob("*.md"):
+    for page in API:
         module = ""
         for kind, name in re.findall(r"^\.\. ([\w:]+):: ([\w.]+)$", page.read_text(), re.MULTILINE):
             if kind == "currentmodule":
@@ -51,6 +52,40 @@ def test_every_public_symbol_is_on_an_api_page(module):
         and f"{module.stem}.{name}" not in INNER
     ]
     assert missing == []
+
+
+def without_example(text):
+    """What an API page documents and the next block of examples below does not use.
+
+    Constants may go without. States share one, that of their section, which need not name them.
+    """
+    section = module = ""
+    for found in re.finditer(r"^(?:\.\. (\w+)::|##) (.*)$", text, re.MULTILINE):
+        kind, name = found.groups()
+        if kind is None:
+            section = name
+        elif kind == "currentmodule":
+            module = name.rpartition(".")[2]
+        elif kind in ("autofunction", "autoclass"):
+            block = re.search(r"^```python\n(.*?)^```$", text[found.end() :], re.M | re.S)
+            lines = re.findall(r"^(?:>>>|\.\.\.) ([^#\n]*)", block[1] if block else "", re.M)
+            is_state = kind == "autoclass" and section in ("State", "States")
+            used = "" if is_state else rf"\b{module}\.{name}\b"
+            if not (lines and re.search(used, "\n".join(lines))):
+                yield name
+
+
+@pytest.mark.parametrize("page", API, ids=lambda path: path.stem)
+def test_every_function_and_class_has_an_example(page):
+    assert list(without_example(page.read_text())) == []
+
+
+def test_a_missing_example_is_seen():
+    text = (DOCS / "api/correction.md").read_text()
+    for name in ("replace", "reuse_psf", "subtract_orthogonal", "Correction"):
+        before, used, after = text.partition(f"correction.{name}(")
+        block = before.rindex("```python"), len(before + used) + after.index("```")
+        assert [*without_example(text[: block[0]] + text[block[1] :])] == [name]
 
 
 def prose(text):
