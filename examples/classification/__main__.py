@@ -25,14 +25,13 @@ from rich import progress
 from rich.console import Console
 
 from arsam_jax.trajectory import START_EPOCH
-from examples.classification import loop, runs, settings
+from examples.classification import loop, processes, runs, settings
 from examples.classification.config import Config
 from examples.classification.data import datasets, noise
 from examples.classification.data.images import Dataset
 from examples.classification.estimate import Estimate, duration
 from examples.classification.methods import perturbation_size
 from examples.classification.trainer import Trainer
-from examples.common import processes
 from examples.common.errors import CheckpointError, ConfigError, DataError, StoppedError
 from examples.common.settings import resume_arguments, to_dict, write
 from examples.common.stopping import StopRequest, stop_on_signal

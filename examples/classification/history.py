@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from examples.classification import processes
 from examples.classification.config import Config
 from examples.classification.trainer import STEP_METRICS
-from examples.common import processes
 from examples.common.errors import CheckpointError
 from examples.common.records import Events, Table
 

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from examples.classification import processes
 from examples.classification.data import noise
 from examples.classification.history import History
 from examples.classification.trainer import STEP_METRICS, Trainer
-from examples.common import checkpoints, devices, pipeline, processes
+from examples.common import checkpoints, devices, pipeline
 from examples.common.errors import StoppedError
 from examples.common.records import write_json
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from examples.classification import history, loop, multihost, settings
+from examples.classification import history, loop, multihost, processes, settings
 from examples.classification.__main__ import main
 from examples.classification.data import datasets
 from examples.classification.methods import perturbation_size
 from examples.classification.trainer import Trainer
-from examples.common import processes, records
+from examples.common import records
 from examples.common.errors import StoppedError
 
 ROOT = Path(__file__).parents[3]
@@ -147,8 +147,16 @@ def test_the_effective_m_is_the_batch_but_for_methods_that_divide_it():
     assert {size for m, size in sizes.items() if m not in halves} == {64, None}
 
 
-def test_processes_that_differ_stop(trainers, step_fns, tmp_path, monkeypatch):
-    """Here: in the checkpoint they find, for instance on file systems of their own."""
+def test_processes_that_differ_stop_and_others_go_on(monkeypatch):
+    answers = iter([np.uint32([1, 1]), np.uint32([1, 2])])
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda digest: next(answers))
+    processes.require_same("the seed", 1)
+    with pytest.raises(processes.DisagreementError, match="differ in the seed; process 0 has 1"):
+        processes.require_same("the seed", 1)
+
+
+def test_a_checkpoint_that_not_all_find_stops_them(trainers, step_fns, tmp_path, monkeypatch):
+    """Such as on file systems of their own."""
     both = np.uint32([1, 2])
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda digest: both)
     with pytest.raises(processes.DisagreementError, match=r"step of the checkpoint in .*has None"):
