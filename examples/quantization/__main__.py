@@ -82,6 +82,13 @@ class Options(comparison.Options):
     another comparison; for --validation of one with --validation, or it has seen what is held
     out."""
 
+    def impossible(self) -> dict[str, str]:
+        if self.through == "weights":
+            return {}
+        return {
+            "wsam": "its part past the optimizer cannot be pulled back; it is for --through weights"
+        }
+
 
 class FloatNetwork:
     """The task of the float network, see ``comparison.Task``: the weights that LSQ starts from."""
@@ -292,11 +299,8 @@ def _check(options: Options) -> None:
     for name in ("weight_bits", "activation_bits"):
         bits = getattr(options, name)
         settings.require(2 <= bits <= 8, f"--{settings.flag(name)} must be 2 to 8, not {bits}")
-    settings.require(
-        options.through == "weights" or "wsam" not in options.method,
-        "--method wsam, which all includes, is for --through weights: its part past the optimizer"
-        " cannot be pulled back",
-    )
+    for method, why in options.impossible().items():
+        settings.require(method not in options.method, f"--method {method}: {why}")
 
 
 if __name__ == "__main__":

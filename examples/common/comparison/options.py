@@ -75,6 +75,10 @@ class Options:
     def folder(self) -> Path:
         return self.output / self.name
 
+    def impossible(self) -> dict[str, str]:
+        """Methods that cannot run with these settings, and why; ``all`` leaves them out."""
+        return {}
+
 
 def parse(options_type: type[Options], name: str, arguments: Sequence[str] | None = None) -> Any:
     """Reads the command line; of a resumed run, its settings are the defaults.
@@ -94,12 +98,20 @@ def parse(options_type: type[Options], name: str, arguments: Sequence[str] | Non
         options_type, args=arguments, default=defaults, prog=f"python -m examples.{name}"
     )
     if "all" in options.method:
-        options = dataclasses.replace(options, method=(BASE, *methods.METHODS))
+        options = dataclasses.replace(options, method=_all(options))
     check(options)
     settings.check_folder(
         options, None if stored is None else _results_settings(stored), _results_settings(options)
     )
     return options
+
+
+def _all(options: Options) -> tuple[str, ...]:
+    """All methods, but for those that cannot run, unless they are named besides."""
+    left_out = {m: why for m, why in options.impossible().items() if m not in options.method}
+    for method, why in left_out.items():
+        print(f"--method all leaves out {method}: {why}")
+    return tuple(m for m in (BASE, *methods.METHODS) if m not in left_out)
 
 
 def check(options: Options) -> None:

@@ -14,6 +14,7 @@ from flax import traverse_util
 import arsam_jax
 from examples.common import comparison, weights
 from examples.common.errors import ConfigError, DataError, StoppedError
+from examples.common.methods import METHODS
 from examples.common.optimizers import pull_back
 from examples.common.pipeline import Order
 from examples.quantization import data
@@ -379,6 +380,24 @@ def test_augmented_images_are_moved_or_mirrored_and_depend_on_seed_and_step():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "left_out"),
+    [
+        ("all", {"wsam"}),
+        ("all --through weights", set()),
+        ("all wsam", set()),  # an error, then
+    ],
+)
+def test_all_methods_are_those_that_can_run(arguments, left_out, tmp_path, capsys):
+    given = ["--output", str(tmp_path), "--method", *arguments.split()]
+    options = comparison.parse(Options, "quantization", given)
+    assert {"base", *METHODS} - set(options.method) == left_out
+    printed = capsys.readouterr().out
+    for method in left_out:
+        assert f"all leaves out {method}: its part past the optimizer" in printed
+    assert bool(printed) == bool(left_out)
+
+
+@pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"weight_bits": 1}, "--weight-bits must be 2 to 8, not 1"),
@@ -387,7 +406,7 @@ def test_augmented_images_are_moved_or_mirrored_and_depend_on_seed_and_step():
         ({"network": "vgg"}, "--network: there is no vgg; there are cnn"),
         ({"dataset": "mnist"}, "--dataset: there is no mnist; there are digits"),
         ({"noise": 1.0}, r"--noise must be in \[0, 1\)"),
-        ({"method": ("wsam",)}, "--method wsam, which all includes, is for --through weights"),
+        ({"method": ("wsam",)}, "--method wsam: .* cannot be pulled back"),
     ],
 )
 def test_what_makes_no_sense_is_an_error(changed, message):
