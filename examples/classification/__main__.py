@@ -29,10 +29,10 @@ from examples.classification import loop, processes, runs, settings
 from examples.classification.config import Config
 from examples.classification.data import datasets, noise
 from examples.classification.data.images import Dataset
-from examples.classification.estimate import Estimate, duration
-from examples.classification.methods import perturbation_size
+from examples.classification.methods import gradients, perturbation_size, step_cost
 from examples.classification.trainer import Trainer
 from examples.common.errors import CheckpointError, ConfigError, DataError, StoppedError
+from examples.common.estimate import Estimate
 from examples.common.settings import resume_arguments, to_dict, write
 from examples.common.stopping import StopRequest, stop_on_signal
 
@@ -164,7 +164,11 @@ def _run_all(
     """Trains what has not been trained yet. Each method is compiled once, for all seeds."""
     config, step_fns = trainer.config, {}
     keys = [(method, len(seeds)) for seeds, method in unfinished]
-    left = Estimate(config, trainer.total_steps, keys)
+    left = Estimate(
+        *(trainer.total_steps, keys),
+        programs={key: gradients(key[0]) for key in keys},
+        costs={key: step_cost(*key, config) for key in keys},
+    )
     if keys:
         console.print(
             f"To train: {sum(len(seeds) for seeds, _ in unfinished)} runs of"
@@ -186,10 +190,10 @@ def _run_all(
                 is_first = left.seconds_left() is None
                 left.reach(step)
                 done = left.gradients - left.gradients_left()
-                bars.update(of_all, completed=done, text=_time(left))
+                bars.update(of_all, completed=done, text=left.text())
                 bars.update(of_run, completed=step, text=_PROGRESS.format(**now))
                 if is_first and left.seconds_left() is not None:
-                    console.print(f"{_time(left)}, judging by the first steps of {key[0]}")
+                    console.print(f"{left.text()}, judging by the first steps of {key[0]}")
 
             left.start_run()
             results = loop.train(
@@ -200,13 +204,7 @@ def _run_all(
             left.end_run()
             bars.remove_task(of_run)
             lines = "\n".join(_result(result, config) for result in results)
-            console.print(lines + (f"; {_time(left)}" if left.runs else ""))
-
-
-def _time(left: Estimate) -> str:
-    """What to say of the time that is left."""
-    seconds = left.seconds_left()
-    return f"about {duration(seconds)} left" if left.runs and seconds is not None else ""
+            console.print(lines + (f"; {left.text()}" if left.runs else ""))
 
 
 def _result(result: dict[str, Any], config: Config) -> str:

@@ -20,31 +20,17 @@ UNMEASURED = {name for name, facts in _FACTS.items() if not facts.reads_grads}
 # Which look at the examples of a batch themselves, so that it cannot come in parts.
 OF_THE_WHOLE_BATCH = {name for name, facts in _FACTS.items() if facts.is_local}
 
-_GRADIENTS = {name: facts.gradients for name, facts in _FACTS.items() if facts.gradients} | {
-    "sgd": 1.0,
-    "saf": 1.0,
-    "mesa": 4 / 3,
-    "multi_step_sam": 3.0,
-    **dict.fromkeys(("k_sam", "ausam"), 1 / 3 + 2 * SHARE_OF_EXAMPLES),
-}
-_SHARES = {
-    "arsam": 0.5,
-    "arsam_a": 0.5,
-    "ae_sam": 0.5,  # at a guess: they adapt it
-    "sam_every_k": 1 / 5,
-    "looksam": 1 / 5,
-    "final_phase_sam": 1 / 4,
-}
-
 
 def gradients(name: str) -> float:
     """About what a sampled step costs, in gradients of the mini-batch."""
-    return _GRADIENTS.get(name, 2.0)
+    return 4 / 3 if name == "mesa" else methods.gradients(name)
 
 
-def share_sampled(name: str, config: Config) -> float:
-    """About which share of the steps is sampled, before that is known."""
-    return config.share if name == "budgeted_sam" else _SHARES.get(name, 1.0)
+def step_cost(name: str, num_seeds: int, config: Config) -> float:
+    """About what a step of several seeds costs; under vmap every step is a sampled one."""
+    if num_seeds > 1 or name == "mesa":
+        return num_seeds * gradients(name)
+    return methods.step_cost(name, config)
 
 
 def perturbation_size(name: str, config: Config) -> int | None:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import optax
 
 import arsam_jax
+from arsam_jax.methods import METHODS as _FACTS
 
 NUM_MICROBATCHES = 2
 SHARE_OF_EXAMPLES = 0.5  # of K-SAM and AUSAM
@@ -99,6 +100,30 @@ METHODS: dict[str, Callable[[Training], optax.GradientTransformation]] = {
         seed=t.seed,
     ),
 }
+
+_GRADIENTS = {name: facts.gradients for name, facts in _FACTS.items() if facts.gradients} | {
+    "multi_step_sam": 3.0,
+    **dict.fromkeys(("k_sam", "ausam"), 1 / 3 + 2 * SHARE_OF_EXAMPLES),
+}
+_SHARES = {
+    "arsam": 0.5,
+    "arsam_a": 0.5,
+    "ae_sam": 0.5,  # at a guess: they adapt it
+    "sam_every_k": 1 / 5,
+    "looksam": 1 / 5,
+    "final_phase_sam": 1 / 4,
+}
+
+
+def gradients(name: str) -> float:
+    """About what a sampled step costs, in gradients of the mini-batch; one without a method."""
+    return _GRADIENTS.get(name, 2.0) if name in METHODS else 1.0
+
+
+def step_cost(name: str, options: Options) -> float:
+    """About what a step costs on average, in gradients, before the share of samples is known."""
+    share = options.share if name == "budgeted_sam" else _SHARES.get(name, 1.0)
+    return 1 + share * (gradients(name) - 1)
 
 
 def make_method(

@@ -94,6 +94,8 @@ class Trainer:
             raise ConfigError(f"--warmup {options.warmup:g}: {error}") from error
         self._optimizers: dict[str, optax.GradientTransformation] = {}
         self._steps: dict[str, Any] = {}
+        self.compile_seconds: dict[str, float] = {}
+        """Of each method that is compiled."""
 
     def make_optimizer(self, method: str, seed: int) -> optax.GradientTransformation:
         options = self.options
@@ -129,6 +131,7 @@ class Trainer:
                     sampled = arsam_jax.get_metrics(state.opt_state).sampled
                 return state, jnp.stack([jnp.asarray(x, jnp.float32) for x in (loss, sampled)])
 
+            started = time.perf_counter()
             whole, split = devices.whole(self.mesh), devices.split(self.mesh)
             jitted = jax.jit(
                 step,
@@ -137,6 +140,7 @@ class Trainer:
                 donate_argnums=0,
             )
             self._steps[method] = jitted.lower(state, batch, batch).compile()
+            self.compile_seconds[method] = time.perf_counter() - started
         return self._steps[method]
 
     def train(
@@ -146,8 +150,14 @@ class Trainer:
         folder: Path,
         on_progress: Callable[[int, float, float], None] = lambda step, loss, percent_sam: None,
         should_stop: Callable[[], bool] = lambda: False,
+        on_start: Callable[[int], None] = lambda step: None,
     ) -> dict[str, Any]:
         """Trains from the checkpoint if there is one; returns what is then in RESULT_FILE.
+
+        Args:
+          on_progress: called now and then, with the step, the loss of the last ones and the %SAM.
+          should_stop: called after every step.
+          on_start: called with the step to start from, when all is compiled.
 
         Raises:
           StoppedError: if ``should_stop`` said so; everything is saved.
@@ -167,6 +177,7 @@ class Trainer:
             before = max(0, step - 1)
             previous = batch = task.batch(order(before), before, seed)
             run = self.step_fn(method, state, batch)
+            on_start(step)
             pending, last_save, started = [], time.perf_counter(), time.perf_counter()
             while step < self.total_steps:
                 batch = task.batch(order(step), step, seed)

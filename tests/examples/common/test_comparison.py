@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -113,6 +114,25 @@ def test_a_comparison_leaves_a_table_and_all_numbers(tmp_path, capsys):
     report = json.loads((tmp_path / "tiny/report.json").read_text())
     assert report["table"]["method"] == ["base", "sam", "arsam", "gsam"]
     assert report["runs"]["sam"][0]["measures"]["loss"] == losses[0]
+
+
+def test_the_time_that_is_left_is_told_from_the_first_steps_on(tmp_path, capsys):
+    assert run(tmp_path, "--method", "base", "sam", "--seeds", "0", "1") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    told = re.findall(r"about \d+ s left, judging by the first steps of base", printed)
+    assert len(told) == 1
+    after = re.findall(r"(\w+, seed \d) is trained; about \d+ s left", printed)
+    assert after == ["base, seed 0", "base, seed 1", "sam, seed 0"]
+
+
+def test_a_run_starts_at_its_checkpoint_and_a_method_is_compiled_once(tmp_path):
+    trainer, starts = Trainer(OPTIONS, Task(OPTIONS)), []
+    calls = iter(range(1, 100))
+    with pytest.raises(StoppedError):
+        final(trainer, tmp_path, should_stop=lambda: next(calls) == 7, on_start=starts.append)
+    final(trainer, tmp_path, on_start=starts.append)
+    assert starts == [0, 7]
+    assert trainer.compile_seconds.keys() == {"arsam"}
 
 
 def final(trainer, folder, method="arsam", **kwargs):

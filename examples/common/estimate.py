@@ -1,15 +1,13 @@
 """How long the rest of a comparison takes, judging by what has been compiled and trained so far."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from examples.classification.config import Config
-from examples.classification.methods import gradients, share_sampled
-
-Run = tuple[str, int]
-"""A method, and how many seeds are trained together."""
+Run = Hashable
+"""What is compiled once, and as fast whenever it is trained: a method."""
 
 
 class Estimate:
@@ -20,24 +18,23 @@ class Estimate:
 
     Args:
       runs: to be trained, in this order.
+      programs: of each run, the gradients in what is compiled.
+      costs: of each run, what a step costs, in gradients.
     """
 
     def __init__(
         self,
-        config: Config,
         total_steps: int,
         runs: Sequence[Run],
+        programs: Mapping[Any, float],
+        costs: Mapping[Any, float],
         *,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.runs = list(runs)
         """Those that are not finished."""
         self._total_steps, self._clock = total_steps, clock
-        self._programs = {(method, seeds): gradients(method) for method, seeds in runs}
-        self._costs = {}  # of a step; under vmap every step is a sampled one
-        for method, seeds in runs:
-            share = share_sampled(method, config) if seeds == 1 else 1
-            self._costs[method, seeds] = seeds * (1 + share * (gradients(method) - 1))
+        self._programs, self._costs = programs, costs
         self._compiling: dict[Run, float] = {}
         self._step_seconds: dict[Run, float] = {}
         self._around: list[float] = []  # seconds of each run besides those steps
@@ -94,8 +91,13 @@ class Estimate:
             + of_compiling * sum(self._programs[run] for run in to_compile)
         )
 
+    def text(self) -> str:
+        """What to say of it; nothing where there is none left, or none is known."""
+        seconds = self.seconds_left()
+        return f"about {duration(seconds)} left" if self.runs and seconds is not None else ""
 
-def _mean_ratio(seconds: dict[Run, float], gradients: dict[Run, float]) -> float:
+
+def _mean_ratio(seconds: dict[Run, float], gradients: Mapping[Any, float]) -> float:
     return float(np.mean([value / gradients[run] for run, value in seconds.items()] or [0.0]))
 
 
