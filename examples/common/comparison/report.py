@@ -52,7 +52,13 @@ def write(folder: Path, measures: dict[str, tuple[str, str]], console: Console) 
     console.print(_CAPTION, highlight=False, style="italic")
 
     parts = [page.table(columns), page.paragraph(_CAPTION, is_faint=True)]
-    for picture in (_save_curves(folder, results), *sorted(folder.glob("*/seed*/*.png"))):
+    pictures = [
+        picture
+        for method in config["method"]
+        for seed in config["seeds"]
+        for picture in sorted((folder / method / f"seed{seed}").glob("*.png"))
+    ]
+    for picture in (_save_curves(folder, results), *pictures):
         if picture is not None:
             parts.append(page.picture(picture, picture.relative_to(folder).as_posix()))
     settings = {"setting": list(config), "value": [_text(value) for value in config.values()]}

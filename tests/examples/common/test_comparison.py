@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 
 import arsam_jax.flax
 from examples.common import comparison, methods, optimizers
-from examples.common.comparison import Options, Trainer
+from examples.common.comparison import Options, Trainer, report
 from examples.common.errors import ConfigError, StoppedError
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -133,6 +134,20 @@ def test_a_run_starts_at_its_checkpoint_and_a_method_is_compiled_once(tmp_path):
     final(trainer, tmp_path, on_start=starts.append)
     assert starts == [0, 7]
     assert trainer.compile_seconds.keys() == {"arsam"}
+
+
+def test_pictures_of_other_runs_in_the_folder_are_not_in_the_report(tmp_path):
+    config = {"name": "tiny", "method": ["sam", "base"], "seeds": [0, 2]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for method, seed in (("base", 0), ("base", 1), ("base", 2), ("sam", 2), ("old", 0)):
+        place = tmp_path / method / f"seed{seed}"
+        place.mkdir(parents=True)
+        (place / "drawn.png").write_bytes(f"{method} {seed}".encode())
+    report.write(tmp_path, Task.measures, Console(quiet=True))
+    page = (tmp_path / "report.html").read_text()
+    shown = re.findall(r"<figcaption>(\w+/\w+)/drawn.png<", page)
+    assert shown == ["sam/seed2", "base/seed0", "base/seed2"]
+    assert base64.b64encode(b"sam 2").decode() in page
 
 
 def final(trainer, folder, method="arsam", **kwargs):
