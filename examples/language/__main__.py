@@ -32,7 +32,8 @@ _EVALUATION_BATCH = 64
 class Options(comparison.Options):
     """Train a language model over bytes with several methods, fine-tune it and round it.
 
-    Writes a table and all numbers to OUTPUT/NAME. Ctrl-C saves and stops; --resume goes on.
+    Writes a table, all numbers and a picture to OUTPUT/NAME. Ctrl-C saves and stops; --resume goes
+    on.
     """
 
     method: tuple[str, ...] = ("base", "sam", "arsam", "budgeted_sam")

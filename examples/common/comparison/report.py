@@ -1,6 +1,7 @@
 """The report of a comparison: a table of means over seeds, curves, and the pictures of the runs."""
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from examples.common.records import write_json
 from examples.common.settings import CONFIG_FILE
 
 REPORT_FILE = "report.html"
+_PANELS_OF_A_ROW = 3
 _CAPTION = (
     "Mean ± standard error over seeds. %SAM: share of steps with a second gradient. Speed-up: of"
     " the training over SAM's, without compilation and evaluation."
@@ -58,6 +60,9 @@ def write(folder: Path, measures: dict[str, tuple[str, str]], console: Console) 
         for seed in config["seeds"]
         for picture in sorted((folder / method / f"seed{seed}").glob("*.png"))
     ]
+    if results:
+        picture = _save_measures(folder, results, measures)
+        parts.append(page.picture(picture, f"{picture.name}: a dot is a seed, a line the mean"))
     for picture in (_save_curves(folder, results), *pictures):
         if picture is not None:
             parts.append(page.picture(picture, picture.relative_to(folder).as_posix()))
@@ -100,6 +105,36 @@ def _mean(values: list[float], template: str) -> str:
     if len(values) > 1:
         text += " ± " + template.format(np.std(values, ddof=1) / np.sqrt(len(values)))
     return text
+
+
+def _save_measures(
+    folder: Path, results: dict[str, list[dict[str, Any]]], measures: dict[str, tuple[str, str]]
+) -> Path:
+    """A panel for each measure, with a row for each method."""
+    from matplotlib.figure import Figure
+
+    methods, columns = list(results), min(len(measures), _PANELS_OF_A_ROW)
+    rows = -(-len(measures) // columns)
+    size = (3 * columns + 1, rows * (0.3 * len(methods) + 1))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    grid[0, 0].set_yticks(range(len(methods)), methods)
+    grid[0, 0].set_ylim(len(methods) - 0.5, -0.5)  # downwards, as in the table
+    styles = styles_of(methods)
+    for axes, measure in zip_longest(grid.flat, measures.items()):
+        if measure is None:
+            axes.set_axis_off()
+            continue
+        name, (heading, _) = measure
+        for place, (method, own) in enumerate(results.items()):
+            values, color = [run["measures"][name] for run in own], styles[method]["color"]
+            axes.plot(values, [place] * len(values), "o", color=color, alpha=0.6)
+            axes.plot(np.mean(values), place, "|", color=color, markersize=20)
+        axes.set_xlabel(heading)
+        axes.grid(axis="x", alpha=0.3)
+    path = folder / "measures.png"
+    write_picture(path, figure.savefig, dpi=120)
+    return path
 
 
 def _save_curves(folder: Path, results: dict[str, list[dict[str, Any]]]) -> Path | None:

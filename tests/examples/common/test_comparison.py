@@ -104,6 +104,7 @@ def test_a_comparison_leaves_a_table_and_all_numbers(tmp_path, capsys):
     assert f'<td class="left">sam</td><td>{"</td><td>".join(row)}</td>' in text
     curves = (tmp_path / "tiny/curves.png").read_bytes()
     assert base64.b64encode(curves).decode() in text
+    assert "a dot is a seed" in text
     assert not list(tmp_path.rglob("*.tmp"))
     assert "arsam" in capsys.readouterr().out
 
@@ -134,6 +135,24 @@ def test_a_run_starts_at_its_checkpoint_and_a_method_is_compiled_once(tmp_path):
     final(trainer, tmp_path, on_start=starts.append)
     assert starts == [0, 7]
     assert trainer.compile_seconds.keys() == {"arsam"}
+
+
+def test_the_report_draws_each_measure_of_each_run(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "write_picture", lambda path, save, **_: drawn.append(save))
+    measures = {name: (f"the {name}", "{:.1f}") for name in ("a", "b", "c", "d")}
+    results = {
+        "base": [{"measures": {"a": 1, "b": 2, "c": 3, "d": 4}}],
+        "sam": [{"measures": dict.fromkeys("abcd", value)} for value in (5, 9)],
+    }
+    assert report._save_measures(tmp_path, results, measures) == tmp_path / "measures.png"
+    panels = drawn[0].__self__.axes
+    assert [panel.get_xlabel() for panel in panels if panel.axison] == [
+        *("the a", "the b", "the c", "the d")
+    ]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["base", "sam"]
+    points = [line.get_xydata().tolist() for line in panels[3].lines]
+    assert points == [[[4, 0]], [[4, 0]], [[5, 1], [9, 1]], [[7, 1]]]
 
 
 def test_pictures_of_other_runs_in_the_folder_are_not_in_the_report(tmp_path):

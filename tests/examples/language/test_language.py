@@ -1,5 +1,6 @@
 """The language model: what it is trained on, what it sees, its adapters, rounding and program."""
 
+import base64
 import json
 
 import jax
@@ -97,6 +98,8 @@ def test_the_program_trains_tunes_and_rounds(tmp_path):
     status = comparison.main(Options, Language, "language", [*arguments.split(), *texts])
     assert status == 0
     report = json.loads((tmp_path / "language/report.json").read_text())
+    picture = (tmp_path / "language/measures.png").read_bytes()
+    assert base64.b64encode(picture).decode() in (tmp_path / "language/report.html").read_text()
     for runs in report["runs"].values():
         measures = runs[0]["measures"]
         assert measures.keys() == Language.measures.keys()
