@@ -1,4 +1,4 @@
-"""ARSAM with Flax NNX: BatchNorm and dropout, moved and drawn once a step."""
+"""ARSAM with Flax NNX: BatchNorm, dropout, and gradients accumulated over parts of a batch."""
 
 import numpy as np
 import optax
@@ -9,6 +9,7 @@ from sklearn.model_selection import train_test_split
 import arsam_jax.flax
 
 STEPS, BATCH_SIZE = 200, 64
+PARTS = 2  # of a batch, one after another, where it is too large for the memory; 1: all at once
 
 
 class Network(nnx.Module):
@@ -27,11 +28,15 @@ def loss_fn(model, batch):
     return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
 
 
+def value_and_grad(model, batch):
+    # In place of nnx.value_and_grad: its grad_fn takes the same parts, draws the dropout masks of
+    # the first gradient again and leaves the statistics of BatchNorm alone.
+    return arsam_jax.flax.nnx_value_and_grad(loss_fn, model, batch, num_microbatches=PARTS)
+
+
 @nnx.jit
 def train_step(model, optimizer, batch):
-    # In place of nnx.value_and_grad: its grad_fn draws the dropout mask of the first gradient
-    # again and leaves the statistics of BatchNorm alone.
-    loss, grads, grad_fn = arsam_jax.flax.nnx_value_and_grad(loss_fn, model, batch)
+    loss, grads, grad_fn = value_and_grad(model, batch)
     optimizer.update(model, grads, grad_fn=grad_fn)
     return loss
 
@@ -49,7 +54,7 @@ def main():
     # Once, outside jit, on a copy: an error where both gradients do not belong together.
     trial = nnx.clone(model)
     batch = (images[:BATCH_SIZE], labels[:BATCH_SIZE])
-    _, grads, grad_fn = arsam_jax.flax.nnx_value_and_grad(loss_fn, trial, batch)
+    _, grads, grad_fn = value_and_grad(trial, batch)
     params = nnx.state(trial, nnx.Param)
     arsam_jax.check_wiring(tx, grads, params, grad_fn=grad_fn)
 
