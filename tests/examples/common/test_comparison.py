@@ -121,20 +121,23 @@ def test_a_comparison_leaves_a_table_and_all_numbers(tmp_path, capsys):
 def test_the_time_that_is_left_is_told_from_the_first_steps_on(tmp_path, capsys):
     assert run(tmp_path, "--method", "base", "sam", "--seeds", "0", "1") == 0
     printed = " ".join(capsys.readouterr().out.split())
-    told = re.findall(r"about \d+ s left, judging by the first steps of base", printed)
-    assert len(told) == 1
-    after = re.findall(r"(\w+, seed \d) is trained; about \d+ s left", printed)
+    told = re.findall(r"about \d+ \w+ left, judging by the first steps of (\w+)", printed)
+    assert told == ["base"]
+    after = re.findall(r"(\w+, seed \d) is trained; about \d+ \w+ left", printed)
     assert after == ["base, seed 0", "base, seed 1", "sam, seed 0"]
 
 
-def test_a_run_starts_at_its_checkpoint_and_a_method_is_compiled_once(tmp_path):
+def test_where_a_run_starts_is_told_once_it_is_compiled(tmp_path):
     trainer, starts = Trainer(OPTIONS, Task(OPTIONS)), []
+
+    def start(step):
+        starts.append((step, list(trainer.compile_seconds)))
+
     calls = iter(range(1, 100))
     with pytest.raises(StoppedError):
-        final(trainer, tmp_path, should_stop=lambda: next(calls) == 7, on_start=starts.append)
-    final(trainer, tmp_path, on_start=starts.append)
-    assert starts == [0, 7]
-    assert trainer.compile_seconds.keys() == {"arsam"}
+        final(trainer, tmp_path, should_stop=lambda: next(calls) == 7, on_start=start)
+    final(trainer, tmp_path, on_start=start)
+    assert starts == [(0, ["arsam"]), (7, ["arsam"])]
 
 
 def test_the_report_draws_each_measure_of_each_run(tmp_path, monkeypatch):
