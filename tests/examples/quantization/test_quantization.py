@@ -18,7 +18,12 @@ from examples.common.methods import METHODS
 from examples.common.optimizers import pull_back
 from examples.common.pipeline import Order
 from examples.quantization import data
-from examples.quantization.__main__ import WEIGHTS_FILE, Options, Quantization
+from examples.quantization.__main__ import (
+    WEIGHTS_FILE,
+    Options,
+    Quantization,
+    QuantizedState,
+)
 from examples.quantization.network import (
     InputQuantizer,
     bins,
@@ -29,6 +34,7 @@ from examples.quantization.network import (
     with_step_sizes,
     with_weights,
 )
+from tests.examples.train_steps import assert_a_step_keeps_shapes
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -265,6 +271,26 @@ def test_bins_are_the_integers_of_the_weights(state):
         np.testing.assert_array_equal(own, integers_of(name, layer))
         value = quantized(state.params, 4)[name]["kernel"]
         np.testing.assert_allclose(value, own * layer["weight_step"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["resnet18"])
+def test_a_step_of_a_large_network_keeps_its_shapes(network, monkeypatch):
+    images, labels = np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32)
+    cifar = data.Images(images, labels, images, labels, num_classes=10, mean=0.0, deviation=1.0)
+    monkeypatch.setattr(data, "load", lambda *_, **__: cifar)
+    task = Quantization(Options(network=network, batch_size=2, augment=True))
+
+    def new_state(tx, seed):  # the float network is not trained
+        variables = task.float_network.init(jax.random.key(seed))
+        return QuantizedState.create(
+            apply_fn=task.model.apply,
+            tx=tx,
+            params=task.with_step_sizes(variables, images),
+            batch_stats=variables["batch_stats"],
+            float_accuracy=0.0,
+        )
+
+    assert_a_step_keeps_shapes(task, new_state)
 
 
 def test_the_program_trains_and_reports(tmp_path):

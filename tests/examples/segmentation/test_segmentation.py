@@ -19,6 +19,7 @@ from examples.segmentation.__main__ import Options, Segmentation, normalized, pi
 from examples.segmentation.data import DEVIATION, IGNORED, MEAN
 from examples.segmentation.network import PSPNet, SmallResNet, torch_name
 from tests.examples.segmentation.conftest import TRAIN
+from tests.examples.train_steps import assert_a_step_keeps_shapes
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -258,6 +259,12 @@ def test_the_program_trains_and_tests_on_scenes(tmp_path):
         with Image.open(folder / method / "seed0" / "predictions.png") as image:
             assert image.size == (3 * 192, 6 * 192)
     assert "predictions.png" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("network", "side"), [("deeplab_mobilenet", 513)])
+def test_a_step_of_a_large_network_keeps_its_shapes(network, side, archives):
+    options = Options(data=archives[0], network=network, crop=side, batch_size=2, backbone_rate=0.1)
+    assert_a_step_keeps_shapes(Segmentation(options))
 
 
 def test_the_program_trains_and_tests_on_voc(archives, tmp_path, capsys):
