@@ -17,6 +17,7 @@ from examples.pose import evaluation, simcc
 from examples.pose.__main__ import Options, Pose
 from examples.pose.joints import LIMBS, MIRRORED
 from examples.pose.network import NETWORKS, HRNet, torch_name
+from tests.examples.train_steps import assert_a_step_keeps_shapes
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -236,6 +237,11 @@ def test_batch_statistics_are_of_the_clean_pass(task, tmp_path):
         lambda a, b: not np.array_equal(a, b), *(state.params for state in states)
     )
     assert any(jax.tree.leaves(different))
+
+
+def test_a_step_of_a_large_network_keeps_its_shapes():
+    options = Options(figures=2, batch_size=2, image_size=256, network="hrnet_w32")
+    assert_a_step_keeps_shapes(Pose(options))
 
 
 def test_the_program_trains_and_draws(tmp_path, monkeypatch):

@@ -273,7 +273,7 @@ def test_bins_are_the_integers_of_the_weights(state):
         np.testing.assert_allclose(value, own * layer["weight_step"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("network", ["resnet18"])
+@pytest.mark.parametrize("network", ["resnet18", "mobilenet"])
 def test_a_step_of_a_large_network_keeps_its_shapes(network, monkeypatch):
     images, labels = np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32)
     cifar = data.Images(images, labels, images, labels, num_classes=10, mean=0.0, deviation=1.0)

@@ -261,7 +261,10 @@ def test_the_program_trains_and_tests_on_scenes(tmp_path):
     assert "predictions.png" in (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("network", "side"), [("deeplab_mobilenet", 513)])
+@pytest.mark.parametrize(
+    ("network", "side"),
+    [("pspnet50", 473), ("deeplab_resnet50", 513), ("deeplab_mobilenet", 513)],
+)
 def test_a_step_of_a_large_network_keeps_its_shapes(network, side, archives):
     options = Options(data=archives[0], network=network, crop=side, batch_size=2, backbone_rate=0.1)
     assert_a_step_keeps_shapes(Segmentation(options))
