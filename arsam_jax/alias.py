@@ -3,9 +3,8 @@
 Every one is the first link of a chain, before the base optimizer, and needs ``grad_fn`` in
 ``update``; see ``sharpness_aware``. g is the gradient of the mini-batch, g_A the perturbed one.
 ``rho`` is the radius ρ >= 0 of the perturbation, a schedule ``step -> ρ``, or a policy of
-``arsam_jax.radius``. Costs are in
-gradients a step; "keeps" counts buffers shaped like the parameters. SAF and MESA are terms of the
-loss, in ``arsam_jax.trajectory``.
+``arsam_jax.radius``. Costs are in gradients a step; "keeps" counts buffers shaped like the
+parameters. SAF and MESA are terms of the loss, in ``arsam_jax.trajectory``.
 """
 
 from collections.abc import Callable
