@@ -56,6 +56,15 @@ def every_extra_argument():
     assert arsam_jax.get_metrics(namespace["opt_state"]).num_sampled == 1
 
 
+def losses_of_examples():
+    namespace = {"apply": lambda params, x: x @ params["w"]}
+    yield namespace
+    batch = {"x": jnp.eye(3), "y": jnp.array([0, 1, 0])}
+    losses = namespace["losses_of"](PARAMS, batch)
+    assert losses.shape == (3,)
+    assert namespace["loss_fn"](PARAMS, batch) == losses.mean()
+
+
 def a_linen_step():
     class Network(nn.Module):
         @nn.compact
@@ -111,6 +120,7 @@ def ones_own_combination():
 SETTINGS = {
     "optax.clip_by_global_norm": a_chain,
     "previous_grad_fn=": every_extra_argument,
+    "def losses_of": losses_of_examples,
     "class TrainState": a_linen_step,
     "@nnx.jit": an_nnx_step,
     "arsam_jax.sharpness_aware(": ones_own_combination,
