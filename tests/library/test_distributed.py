@@ -179,7 +179,15 @@ def on_devices(name, regime):
         return (params, *rest), sampled
 
 
-@pytest.mark.parametrize(("name", "regime"), cases(CASES))
+def long_but_for_arsam(case):
+    return (
+        case
+        if case.values[0] == "arsam"
+        else pytest.param(*case.values, marks=[*case.marks, pytest.mark.long])
+    )
+
+
+@pytest.mark.parametrize(("name", "regime"), [long_but_for_arsam(case) for case in cases(CASES)])
 def test_devices_equal_one_over_200_steps(name, regime):
     carry, sampled = jax.device_get(on_devices(name, regime))
     if METHODS[name].method.is_local and not regime.startswith(("jit", "explicit")):
