@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import arsam_jax
 from arsam_jax import correction, sampling
@@ -56,22 +56,23 @@ def random_with_reuse(rho, share, steps, seed):
 
 def every_step(
     name: str,
-    make: Callable[[Any], Any] | None = None,
     gradients: float | None = None,
     has_own_radius: bool = False,
+    factor: float = 1,
+    **arguments,
 ) -> Method:
-    """A method of the library that pays on every step, ``make(rho)`` if not as it is by default.
+    """A method of the library that pays on every step; with no arguments as it is by default.
 
     Args:
       gradients: of a step, where the library does not say or the arguments change it.
+      factor: of its ρ to SAM's.
     """
     known = KNOWN[name]
     price = known.gradients if gradients is None else gradients
     if price is None:
         raise ValueError(f"{name}: give gradients, an argument of its own decides its price")
-    link = known.make if make is None else make
     return Method(
-        lambda rho, share, steps, seed: link(rho),
+        lambda rho, share, steps, seed: known.make(factor * rho, **arguments),
         shares=(1,),
         cost=lambda sampled, share: price,
         has_own_radius=has_own_radius,
@@ -117,19 +118,13 @@ METHODS = {
     "budgeted_sam_rising": Method(
         lambda rho, share, steps, seed: arsam_jax.budgeted_sam(rho, share=share, total_steps=steps)
     ),
-    "asam": every_step("asam", lambda rho: arsam_jax.asam(10 * rho), has_own_radius=True),
+    "asam": every_step("asam", factor=10, has_own_radius=True),
     "usam": every_step("usam", has_own_radius=True),
     "friendly_sam": every_step("friendly_sam"),
-    "gradient_norm_penalty": every_step(
-        "gradient_norm_penalty", lambda rho: arsam_jax.gradient_norm_penalty(rho, 0.7)
-    ),
-    "gsam": every_step("gsam", lambda rho: arsam_jax.gsam(rho, 0.2)),
-    "m_sam": every_step("m_sam", lambda rho: arsam_jax.m_sam(rho, 2)),
+    "gradient_norm_penalty": every_step("gradient_norm_penalty", strength=0.7),
+    "gsam": every_step("gsam", alpha=0.2),
+    "m_sam": every_step("m_sam", num_microbatches=2),
     "sparse_sam": every_step("sparse_sam"),  # and a Fisher mask every 1,000 steps
-    "rw_sam": every_step(  # one forward pass with a delta, not two
-        "rw_sam", lambda rho: arsam_jax.rw_sam(rho, delta=0.01), gradients=2 + 1 / 3
-    ),
-    "multi_step_sam": every_step(
-        "multi_step_sam", lambda rho: arsam_jax.multi_step_sam(rho, 2), gradients=3
-    ),
+    "rw_sam": every_step("rw_sam", gradients=2 + 1 / 3, delta=0.01),  # one forward pass, not two
+    "multi_step_sam": every_step("multi_step_sam", gradients=3, num_steps=2),
 }

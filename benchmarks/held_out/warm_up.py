@@ -41,7 +41,7 @@ def execute(run: Run) -> dict[str, Any]:
     )
 
 
-STUDY = search.Study(Run, execute, tuning.group, lambda run: 3 + 6 * (1 + run.share))
+STUDY = search.Study(Run, execute, tuning.group, lambda run: 3 + LANGUAGE.seconds * (1 + run.share))
 
 
 def main(options: Options) -> None:
