@@ -179,7 +179,7 @@ def find(options: Options, study: search.Study, method: str, first: Setting) -> 
         return [sign * statistics.fmean(done[run][study.measure] for run in own) for own in runs]
 
     def neighbours(setting):
-        return search.doubled_and_halved(setting, searched(method))
+        return search.scaled(setting, searched(method))
 
     return search.climb({method: first}, neighbours, scores_of)[method]
 

@@ -90,12 +90,12 @@ def score(runs: Iterable[Any], done: Done) -> float:
     return statistics.fmean(done[run]["accuracy"] if run in done else math.nan for run in runs)
 
 
-def doubled_and_halved(setting: Any, names: Sequence[str]) -> list[Any]:
-    """A NamedTuple of numbers with half and twice each of these fields."""
+def scaled(setting: Any, names: Sequence[str], factor: float = 2) -> list[Any]:
+    """A NamedTuple of numbers with each of these fields divided, and multiplied by `factor`."""
     return [
-        setting._replace(**{name: float(f"{getattr(setting, name) * factor:.6g}")})
+        setting._replace(**{name: float(f"{getattr(setting, name) * by:.6g}")})
         for name in names
-        for factor in (0.5, 2)
+        for by in (1 / factor, factor)
     ]
 
 

@@ -1,9 +1,9 @@
 """What is left of SAM's gain, and at which price, on trainings on which no method was made.
 
-SGD's learning rate and weight decay are searched, then SAM's learning rate and ρ at that weight
-decay, by doubling and halving until no neighbour is better, on held-out training examples and on
-seeds that serve nothing else. So the zero is the best SGD found. Every other method takes SAM's
-setting over, some without its ρ. The test set is read once, by the reporting seeds.
+SGD's learning rate and weight decay are searched, then SAM's and its ρ from there, by doubling and
+halving until no neighbour is better, the learning rate at last by √2, on held-out training examples
+and on seeds that serve nothing else. So the zero is the best SGD found. Every other method takes
+SAM's setting over, some without its ρ. The test set is read once, by the reporting seeds.
 
 Every finished run is a line of a CSV file at once, and is never done again: a run that was
 interrupted is resumed by the same command. `--methods sgd sam` tunes and runs these two alone.

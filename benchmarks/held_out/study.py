@@ -18,7 +18,11 @@ from benchmarks.harness.workloads import Setting
 from benchmarks.held_out.workloads import WORKLOADS
 
 TUNING_SEEDS = (100, 101, 102)
-SEARCHED = {"sgd": ("learning_rate", "weight_decay"), "sam": ("learning_rate", "rho")}
+SEARCHED = {
+    "sgd": ("learning_rate", "weight_decay"),
+    "sam": ("learning_rate", "rho", "weight_decay"),
+}
+FINER = ("learning_rate",)  # by √2
 REFERENCES = {"sgd": 0, "sam": 1}  # and their shares
 MICROBATCHES = 4
 
@@ -109,7 +113,7 @@ STUDY = search.Study(Run, execute, tuning.group, seconds)
 def find(
     options: Options, study: search.Study, method: str, starts: dict[str, Setting]
 ) -> dict[str, Setting]:
-    """The best setting of SGD or SAM on each workload."""
+    """The best setting of SGD or SAM on each workload, learning rates between at the end."""
 
     def scores_of(tried):
         runs = [
@@ -119,10 +123,8 @@ def find(
         done = search.run_all(itertools.chain(*runs), study, options)
         return [search.score(own, done) for own in runs]
 
-    def neighbours(setting):
-        return search.doubled_and_halved(setting, SEARCHED[method])
-
-    return search.climb(starts, neighbours, scores_of)
+    found = search.climb(starts, lambda at: search.scaled(at, SEARCHED[method]), scores_of)
+    return search.climb(found, lambda at: search.scaled(at, FINER, 2**0.5), scores_of)
 
 
 def reporting_runs(options: Options, sgd: dict[str, Setting], sam: dict[str, Setting]) -> list[Run]:

@@ -95,7 +95,7 @@ def test_climbing_ends_where_no_neighbour_is_better():
         ]
 
     def neighbours(setting):
-        return search.doubled_and_halved(setting, ("rate", "rho"))
+        return search.scaled(setting, ("rate", "rho"))
 
     found = search.climb(dict.fromkeys(peaks, Setting(1.0, 1.0)), neighbours, scores_of)
     assert found == {"near": Setting(1.0, 1.0), "far": Setting(8.0, 0.5)}
@@ -111,7 +111,7 @@ def test_a_climb_without_a_number_ends_the_program():
 
 
 def test_a_field_that_is_not_named_stays():
-    assert search.doubled_and_halved(Setting(1.0, 3.0), ("rate",)) == [
+    assert search.scaled(Setting(1.0, 3.0), ("rate",)) == [
         Setting(0.5, 3.0),
         Setting(2.0, 3.0),
     ]
