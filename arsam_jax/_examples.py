@@ -16,11 +16,17 @@ _EXAMPLE_CALL = """
 
 
 def example_loss(
-    example_loss_fn: Any, batch: Any, axis_name: Any, name: str = "batch"
+    example_loss_fn: Any,
+    batch: Any,
+    axis_name: Any,
+    name: str = "batch",
+    *,
+    has_aux: bool = False,
 ) -> tuple[Callable[..., Any], Any]:
     """The checked ``example_loss_fn`` and the batch size, for parts that see single examples.
 
-    ``name`` is that of the extra argument that ``batch`` is.
+    ``name`` is that of the extra argument that ``batch`` is. With ``has_aux`` the function gives
+    something else besides the losses, which is passed on.
 
     Raises:
       TypeError: if ``example_loss_fn`` is not a function.
@@ -47,7 +53,8 @@ def example_loss(
         raise ValueError(f"{name} must hold at least one example, got 0.")
 
     def loss_fn(params, batch):
-        losses: Any = example_loss_fn(params, batch)
+        result: Any = example_loss_fn(params, batch)
+        losses = result[0] if has_aux else result
         expected = jnp.shape(jax.tree.leaves(batch)[0])[:1]
         if jnp.shape(losses) != expected:
             raise ValueError(
@@ -62,6 +69,6 @@ def example_loss(
                 " method averages the gradients that it takes itself over axis_name alone. Give"
                 " tx.update(..., axis_name=...) every axis that the batch is spread over."
             )
-        return losses
+        return result
 
     return loss_fn, next(iter(sizes))[0]

@@ -176,6 +176,7 @@ def budgeted_sam(
     speedup: float | None = None,
     total_steps: int | None = None,
     bound: float | None = None,
+    num_microbatches: int = 1,
     reuse_dtype: Any = None,
 ) -> Link:
     r"""SAM at a price one can set: few samples, evenly spaced, further out, bounded reuse.
@@ -196,6 +197,8 @@ def budgeted_sam(
       total_steps: T >= 1, of the run, where its learning rate falls to nearly 0 along it, as a
         cosine does; None for any other.
       bound: κ > 0; min(0.1, 0.8 share) if None.
+      num_microbatches: K > 1 takes the samples as m-SAM does (``probe.microbatched``), which needs
+        ``example_loss_fn`` and ``batch``, and ``microbatch_grads`` to cost no more.
       reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
     """
     is_policy = isinstance(rho, radius.Radius)
@@ -223,9 +226,13 @@ def budgeted_sam(
 
     if is_policy and total_steps is not None:
         raise ValueError(f"total_steps raises a radius that is given, a policy sets it: {rho!r}.")
+    _check.check_static("num_microbatches", num_microbatches)
+    _check.check_integer("num_microbatches", num_microbatches, low=1)
     is_constant = total_steps is None and not callable(rho)
+    is_whole = num_microbatches == 1
     return sharpness_aware(
         rho if is_policy else scaled(0) if is_constant else scaled,
+        probe=probes.perturb() if is_whole else probes.microbatched(num_microbatches),
         sampling=sampling.budgeted(share),
         correction=correction.reuse_psf(
             *(None, reuse_dtype),

@@ -38,7 +38,9 @@ class Method(NamedTuple):
 METHODS = {
     "sam": Method(alias.sam),
     "arsam": Method(alias.arsam, static=("norm_mask", "reuse_dtype")),
-    "budgeted_sam": Method(alias.budgeted_sam, static=("share", "speedup", "reuse_dtype")),
+    "budgeted_sam": Method(
+        alias.budgeted_sam, static=("share", "speedup", "num_microbatches", "reuse_dtype")
+    ),
     "sam_every_k": Method(alias.sam_every_k),
     "looksam": Method(alias.looksam, static=("reuse_dtype",)),
     "ae_sam": Method(alias.ae_sam),

@@ -11,6 +11,7 @@ import optax
 from arsam_jax import _check, _random, _tree
 from arsam_jax._examples import example_loss
 from arsam_jax.ascent import normalize
+from arsam_jax.microbatches import cut
 
 _EXAMPLE_CALL = """
     def previous_grad_fn(params):  # the mini-batch of the step before; on the first step any
@@ -169,46 +170,65 @@ def microbatched(
     r"""m-SAM: each micro-batch is perturbed on its own, :math:`\frac1K \sum_k \nabla L_k(w +
     \rho\,\mathrm{ascent}(\nabla L_k(w)))`.
 
-    K micro-batches of m = B / K examples; micro-batch k holds examples k, k + K, k + 2K, ..., so
-    that each spreads over the devices of a sharded batch. They run one after another. K = 1 is
-    SAM, K = B perturbs per example. Needs ``example_loss_fn`` and ``batch``.
+    K micro-batches of m = B / K examples, cut as by ``microbatches.cut``. They run one after
+    another. K = 1 is SAM, K = B perturbs per example. Needs ``example_loss_fn`` and ``batch``.
+
+    Given ``microbatch_grads``, the third result of ``microbatches.value_and_grad``, it does not
+    take the :math:`\nabla L_k(w)` again.
 
     Args:
       num_microbatches: K, a divisor of the batch size.
       ascent: maps the gradient of a micro-batch to a direction.
 
     Returns:
-      A probe that costs two gradients of the whole batch, and leaves ``grads`` unread.
+      A probe that costs two gradients of the whole batch (one with ``microbatch_grads``), and
+      leaves ``grads`` unread.
     """
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
     ascent = checked(ascent)
 
     def update_fn(
-        grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
+        grads,
+        state,
+        params,
+        /,
+        *,
+        rho,
+        grad_fn,
+        example_loss_fn=None,
+        batch=None,
+        microbatch_grads=None,
+        **extra_args,
     ):
         del grad_fn
         axis_name = extra_args.get("axis_name")
-        loss_fn, size = example_loss(example_loss_fn, batch, axis_name)
-        if size % num_microbatches:
-            raise ValueError(
-                f"num_microbatches must divide the batch size {size}, got {num_microbatches}."
+        loss_fn, _ = example_loss(example_loss_fn, batch, axis_name)
+        parts = cut(batch, num_microbatches)
+        if microbatch_grads is not None:
+            stacked = jax.eval_shape(
+                lambda: jax.tree.map(lambda x: jnp.stack([x] * num_microbatches), params)
             )
+            differing = _check.differing_shapes(microbatch_grads, stacked)
+            if differing:
+                raise ValueError(
+                    "microbatch_grads must hold the gradients of num_microbatches ="
+                    f" {num_microbatches} micro-batches along a first axis, as"
+                    f" arsam_jax.microbatches.value_and_grad gives them, got {differing}."
+                )
+            microbatch_grads = _tree.local_to(axis_name, microbatch_grads)
         if axis_name is not None and any(x.dtype != jnp.uint32 for x in jax.tree.leaves(state)):
             raise ValueError(
                 "microbatched with axis_name needs an ascent without state (but for keys): the"
                 " devices see different micro-batches, and their states would drift apart."
             )
         params = _tree.local_to(axis_name, _tree.widen(params))
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), batch
-        )
 
-        def add_part(carry, part):
-            total, state = carry
+        def add_part(carry, of_part):
+            (total, state), (part, part_grads) = carry, of_part
             part_grad_fn = _tree.gradient(lambda params: loss_fn(params, part).mean())
             direction, state = ascent.update(
-                _tree.widen(part_grad_fn(params)),
+                _tree.widen(part_grad_fn(params) if part_grads is None else part_grads),
                 state,
                 params,
                 rho=rho,
@@ -221,7 +241,7 @@ def microbatched(
             return (_tree.add(total, part_grad_fn(point)), state), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        (total, state), _ = jax.lax.scan(add_part, (zeros, state), parts)
+        (total, state), _ = jax.lax.scan(add_part, (zeros, state), (parts, microbatch_grads))
         mean = _tree.scale(1 / num_microbatches, total)
         return _tree.mean_over(axis_name, mean), state
 

@@ -35,7 +35,8 @@ def check_wiring(tx: Any, grads: Any, params: Any, **extra_args: Any) -> None:
     anew or moves a model at each call; a loss scale, sums in place of means, weight decay on one
     side; leaves frozen on one side; a link behind an optimizer, a clip or a mask;
     ``optax.MultiSteps`` around it; a ``value_fn`` of another loss, or an ``example_loss_fn`` where
-    the perturbed gradient comes from it alone (``esam``, ``m_sam``); arguments that ``tx`` lacks or
+    the perturbed gradient comes from it alone (``esam``, ``m_sam``); ``microbatch_grads`` of
+    another mini-batch; arguments that ``tx`` lacks or
     cannot take. It cannot see what is wrong on both sides alike: to have both compared with the
     loss of the whole batch give ``value_fn`` besides ``grad_fn``.
 
@@ -160,10 +161,14 @@ def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Ite
 
     gradients = {}
     if "value_fn" in functions:
-        gradients["value_fn"] = _tree.gradient(functions["value_fn"])
+        gradients["the gradient of value_fn"] = _tree.gradient(functions["value_fn"])
     if called == {"example_loss_fn"}:  # else it decides at most where to take the gradient
-        gradients["the mean of example_loss_fn"] = _tree.gradient(
+        gradients["the gradient of the mean of example_loss_fn"] = _tree.gradient(
             lambda params: jnp.mean(functions["example_loss_fn"](params, extra_args.get("batch")))
+        )
+    if extra_args.get("microbatch_grads") is not None:
+        gradients["the mean of microbatch_grads"] = lambda params: jax.tree.map(
+            lambda x: jnp.mean(x, 0), extra_args["microbatch_grads"]
         )
     for name, gradient in gradients.items():
         try:
@@ -171,7 +176,7 @@ def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Ite
         except Exception as its_error:
             problems = [] if error else [f"... {type(its_error).__name__}: {its_error}"]
         for problem in problems:
-            yield f"Compared with the gradient of {name}, grads {problem}"
+            yield f"Compared with {name}, grads {problem}"
 
 
 def _differences(got, expected, params, tolerance, else_why=_OTHER_LOSS) -> Iterator[str]:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from arsam_jax import microbatches
+
 BATCH = 16
 
 
@@ -109,8 +111,8 @@ def train_sam_of_optax(base, rho, steps, params, **kwargs):
     return params
 
 
-def matrix_products(tx, width=64, **kwargs):
-    """In the compiled step of a network of two layers."""
+def matrix_products(tx, width=64, num_microbatches=None, **kwargs):
+    """In the compiled step of a network of two layers, of one micro-batch where it takes many."""
     params = {"in": jnp.ones((width, width)), "out": jnp.ones((width, width))}
 
     def example_loss_fn(params, batch):
@@ -120,11 +122,18 @@ def matrix_products(tx, width=64, **kwargs):
         def grad_fn(params):
             return jax.grad(lambda p: example_loss_fn(p, batch).mean())(params)
 
+        if num_microbatches is None:
+            grads, more = grad_fn(params), {}
+        else:
+            take = microbatches.value_and_grad(example_loss_fn, num_microbatches)
+            _, grads, of_each = take(params, batch)
+            more = {"microbatch_grads": of_each}
         return tx.update(
-            grad_fn(params),
+            grads,
             state,
             params,
             grad_fn=grad_fn,
+            **more,
             previous_grad_fn=grad_fn,
             example_loss_fn=example_loss_fn,
             batch=batch,

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+from typing import Any
 
 import chex
 import jax
@@ -16,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import arsam_jax
-from arsam_jax import parallel, sampling
+from arsam_jax import microbatches, parallel, sampling
 from tests.methods import METHODS
 from tests.versions import cases, needs_shard_map
 
@@ -352,7 +353,8 @@ def test_gradient_all_reduces_with_named_sharding(link, expected):
 
 
 @needs_shard_map
-def test_perturbation_of_each_shard_needs_one_all_reduce_and_is_its_formula():
+@pytest.mark.parametrize("gives_its_gradient", [False, True])
+def test_perturbation_of_each_shard_needs_one_all_reduce_and_is_its_formula(gives_its_gradient):
     """g_A = mean_i ∇L_i(w + ρ ∇L_i(w) / ‖∇L_i(w)‖), i over the devices."""
     link = arsam_jax.m_sam(0.1, num_microbatches=1)
     rng = np.random.default_rng(0)
@@ -360,15 +362,17 @@ def test_perturbation_of_each_shard_needs_one_all_reduce_and_is_its_formula():
 
     def step(w, state, x):
         grad_fn = parallel.grad(lambda w: unit_loss(w, x), "batch")
-        extra = {"batch": x, "axis_name": "batch"}
+        extra: dict = {"batch": x, "axis_name": "batch"}
+        grads: Any = grad_fn(w)
+        if gives_its_gradient:
+            take = microbatches.value_and_grad(example_loss_fn, 1, axis_name="batch")
+            _, grads, extra["microbatch_grads"] = take(w, x)
         return link.update(
-            grad_fn(w),
-            state,
-            w,
-            grad_fn=grad_fn,
-            example_loss_fn=lambda w, x: jnp.square(x @ w).mean(1),
-            **extra,
+            grads, state, w, grad_fn=grad_fn, example_loss_fn=example_loss_fn, **extra
         )[0]
+
+    def example_loss_fn(w, x):
+        return jnp.square(x @ w).mean(1)
 
     mapped = mapped_over(jax.devices()[:4], step, (P(), P(), P("batch")))
     state = link.init(w)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import arsam_jax
-from arsam_jax import probe, sharpness_aware, sparse
+from arsam_jax import microbatches, probe, sharpness_aware, sparse
 from arsam_jax.ascent import normalize
 from tests.methods import METHODS
 from tests.problem import (
@@ -87,7 +87,58 @@ def test_methods_that_leave_the_gradient_unread_do_not_pay_for_it():
     assert matrix_products(arsam_jax.rw_sam(0.1, delta=0.01)) == 12  # and a forward pass
 
 
+def test_microbatch_gradients_that_are_there_are_not_taken_again():
+    sampled = arsam_jax.budgeted_sam(0.1, share=0.25, num_microbatches=2)
+    assert matrix_products(optax.with_extra_args_support(optax.sgd(0.1)), num_microbatches=2) == 5
+    assert matrix_products(sampled) == 15  # of which 10 on sampled steps alone
+    assert matrix_products(sampled, num_microbatches=2) == 10
+    assert matrix_products(arsam_jax.m_sam(0.1, 2), num_microbatches=2) == 10
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2, 16])
+def test_microbatch_gradients_are_those_of_m_sam(num_microbatches):
+    params, batch = make_params(), make_batch(0)
+
+    def with_aux(params, batch):
+        return example_loss_fn(params, batch), batch[1].sum()
+
+    take = microbatches.value_and_grad(with_aux, num_microbatches, has_aux=True)
+    (loss, aux), grads, of_each = jax.jit(take)(params, batch)
+    np.testing.assert_allclose(loss, loss_fn(params, batch), atol=1e-6)
+    chex.assert_trees_all_close(grads, jax.grad(loss_fn)(params, batch), atol=1e-6)
+    for k in range(num_microbatches):
+        part = jax.tree.map(lambda x, k=k: x[k::num_microbatches], batch)
+        one = jax.tree.map(lambda x, k=k: x[k], of_each)
+        chex.assert_trees_all_close(one, jax.grad(loss_fn)(params, part), atol=1e-6)
+        np.testing.assert_allclose(aux[k], part[1].sum(), atol=1e-6)
+
+    tx = arsam_jax.m_sam(0.1, num_microbatches)
+    extra = {
+        "grad_fn": lambda params: jax.grad(loss_fn)(params, batch),
+        "example_loss_fn": example_loss_fn,
+        "batch": batch,
+    }
+    given, taken = (
+        tx.update(grads, tx.init(params), params, **extra, **more)[0]
+        for more in ({"microbatch_grads": of_each}, {})
+    )
+    chex.assert_trees_all_close(given, taken, atol=1e-6)
+
+
 # Wrong calls
+
+
+def test_microbatch_gradients_of_another_cut_are_refused():
+    batch = make_batch(0)
+    _, grads, of_two = microbatches.value_and_grad(example_loss_fn, 2)(make_params(), batch)
+    extra = {"example_loss_fn": example_loss_fn, "batch": batch}
+    for wrong in (of_two, grads):
+        with pytest.raises(ValueError, match=r"microbatch_grads must .*num_microbatches = 4"):
+            update_with(arsam_jax.m_sam(0.1, 4), **extra, microbatch_grads=wrong)
+    with pytest.raises(ValueError, match="num_microbatches must divide the batch size 16, got 3"):
+        microbatches.value_and_grad(example_loss_fn, 3)(make_params(), batch)
+    with pytest.raises(ValueError, match="one loss for each example"):
+        microbatches.value_and_grad(loss_fn, 2)(make_params(), batch)
 
 
 def test_sampa_says_what_it_needs():

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import arsam_jax
-from arsam_jax import check_wiring, parallel, sparse
+from arsam_jax import check_wiring, microbatches, parallel, sparse
 from arsam_jax.flax import nnx_value_and_grad
 from tests.library import test_flax
 from tests.problem import example_loss_fn, loss_fn, make_batch, make_params
@@ -72,6 +72,17 @@ MISTAKES = {
     "other mini-batch": (
         lambda: check(grads=gradient(params_of_three(), make_batch(1))),
         "Compared with grad_fn.*another mini-batch, dropout key",
+    ),
+    "micro-batches of another mini-batch": (
+        lambda: check(
+            tx=make_chain(arsam_jax.m_sam(0.1, 2)),
+            example_loss_fn=example_loss_fn,
+            batch=BATCH,
+            microbatch_grads=microbatches.value_and_grad(example_loss_fn, 2)(
+                params_of_three(), make_batch(1)
+            )[2],
+        ),
+        "Compared with the mean of microbatch_grads.*another mini-batch",
     ),
     "other dropout key": (
         lambda: check(
@@ -242,6 +253,14 @@ RIGHT = {
         "tx": make_chain(arsam_jax.esam(0.1)),
         "example_loss_fn": example_loss_fn,
         "batch": BATCH,
+    },
+    "micro-batches": {
+        "tx": make_chain(arsam_jax.m_sam(0.1, 2)),
+        "example_loss_fn": example_loss_fn,
+        "batch": BATCH,
+        "microbatch_grads": microbatches.value_and_grad(example_loss_fn, 2)(
+            params_of_three(), BATCH
+        )[2],
     },
     "unread examples": {"example_loss_fn": lambda w, batch: 1 / 0, "batch": BATCH},
     "fisher of another mode": {  # running statistics there, as its docstring says

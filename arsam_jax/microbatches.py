@@ -1,0 +1,88 @@
+"""Gradients of micro-batches: a step that takes them can hand them to m-SAM.
+
+A sample of ``probe.microbatched`` then costs one gradient more, as one of SAM does, and not two.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from arsam_jax import _check, _tree
+from arsam_jax._examples import example_loss
+
+
+def cut(batch: Any, num_microbatches: int) -> Any:
+    """The micro-batches, each leaf as (K, B / K, ...): the k-th has examples k, k + K, k + 2K, ...
+
+    So each of them spreads over the devices of a sharded batch.
+
+    Raises:
+      ValueError: if K does not divide the batch size.
+    """
+    _check.check_static("num_microbatches", num_microbatches)
+    _check.check_integer("num_microbatches", num_microbatches, low=1)
+    for size in {jnp.shape(x)[0] for x in jax.tree.leaves(batch)}:
+        if size % num_microbatches:
+            raise ValueError(
+                f"num_microbatches must divide the batch size {size}, got {num_microbatches}."
+            )
+    return jax.tree.map(
+        lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def value_and_grad(
+    example_loss_fn: Callable[..., Any],
+    num_microbatches: int,
+    *,
+    axis_name: Any = None,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    r"""``jax.value_and_grad`` of the mean loss, and the gradient of each of K micro-batches.
+
+    .. math::
+        g_k = \nabla L_k(w), \qquad g = \frac1K \sum_k g_k.
+
+    They are taken one after another, at the price of one gradient of the batch and with the
+    activations of one micro-batch; the g_k take K buffers shaped like the parameters. BatchNorm
+    sees a micro-batch at a time.
+
+    On devices each cuts its own part of the batch: K = 1 with ``axis_name`` makes every device one
+    micro-batch, and m-SAM there costs no gradient and no communication that SAM does not.
+
+    Args:
+      example_loss_fn: ``(params, batch) -> losses``, one for each example; with ``has_aux``,
+        ``(losses, aux)``. The same function as the ``example_loss_fn`` of the update, but for aux.
+      num_microbatches: K, a Python integer that divides the batch size.
+      axis_name: of ``pmap``, ``vmap`` or ``shard_map``, over which loss and grads are averaged.
+      has_aux: whether it also returns something else, such as moved statistics.
+
+    Returns:
+      ``(params, batch) -> (loss, grads, microbatch_grads)``, the last with a first axis of K: the
+      extra argument of the update. With ``has_aux`` ``((loss, aux), grads, microbatch_grads)``, aux
+      that of each micro-batch along a new first axis.
+
+    Raises:
+      ValueError: if K does not divide the batch size, or there is not one loss for each example.
+    """
+
+    def with_microbatches(params, batch):
+        losses_of, _ = example_loss(example_loss_fn, batch, axis_name, has_aux=has_aux)
+        local = _tree.local_to(axis_name, params)
+
+        def loss_fn(params, part):
+            result = losses_of(params, part)
+            losses, aux = result if has_aux else (result, None)
+            return losses.mean(), aux
+
+        def take(_, part):
+            return None, jax.value_and_grad(loss_fn, has_aux=True)(local, part)
+
+        _, ((losses, aux), grads) = jax.lax.scan(take, None, cut(batch, num_microbatches))
+        mean = jax.tree.map(lambda x: x.mean(0), (losses, grads))
+        loss, whole = _tree.mean_over(axis_name, mean)
+        return ((loss, aux) if has_aux else loss), whole, grads
+
+    return with_microbatches
