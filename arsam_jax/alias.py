@@ -176,7 +176,7 @@ def budgeted_sam(
     speedup: float | None = None,
     total_steps: int | None = None,
     bound: float | None = None,
-    num_microbatches: int = 1,
+    num_microbatches: int | None = None,
     reuse_dtype: Any = None,
 ) -> Link:
     r"""SAM at a price one can set: few samples, evenly spaced, further out, bounded reuse.
@@ -190,19 +190,19 @@ def budgeted_sam(
     Its figures: docs/frontier.md and docs/studies/development.md.
 
     Args:
-      rho: the radius that suits SAM. One of a policy is taken as it is.
+      rho: the radius that suits SAM. One of a policy that follows the samples is taken as it is.
       share: of sampled steps, in (0, 1], a Python float; 0.125 if neither it nor ``speedup`` is
         given.
       speedup: in place of ``share``: 2 / (1 + share), in [1, 2).
       total_steps: T >= 1, of the run, where its learning rate falls to nearly 0 along it, as a
         cosine does; None for any other.
       bound: κ > 0; min(0.1, 0.8 share) if None.
-      num_microbatches: K > 1 takes the samples as m-SAM does (``probe.microbatched``), which needs
-        ``example_loss_fn`` and ``batch``, and ``microbatch_grads`` to cost no more.
+      num_microbatches: K takes the samples as ``m_sam`` does, which needs ``example_loss_fn`` and
+        ``batch``, and ``microbatch_grads`` to cost no more; None as SAM.
       reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
     """
-    is_policy = isinstance(rho, radius.Radius)
-    if not is_policy:
+    follows = isinstance(rho, radius.Radius) and rho.record is not None
+    if not isinstance(rho, radius.Radius):
         _check.check_scalar_or_schedule("rho", rho, low=0)  # before the factor
     if speedup is not None:
         _check.check_static("speedup", speedup)
@@ -217,21 +217,18 @@ def budgeted_sam(
     if total_steps is not None:
         _check.check_integer("total_steps", total_steps, low=1)
 
-    def scaled(step) -> Any:
-        base: Any = rho(step) if callable(rho) else rho
-        if total_steps is None:
-            return base * share ** (-2 / 3)
-        progress = jnp.minimum(jnp.float32(step) / jnp.float32(total_steps), 1)
-        return jnp.float32(base) * (1 + (1 / float(share) - 1) * progress)
-
-    if is_policy and total_steps is not None:
+    if follows and total_steps is not None:
         raise ValueError(f"total_steps raises a radius that is given, a policy sets it: {rho!r}.")
-    _check.check_static("num_microbatches", num_microbatches)
-    _check.check_integer("num_microbatches", num_microbatches, low=1)
-    is_constant = total_steps is None and not callable(rho)
-    is_whole = num_microbatches == 1
+
+    def rising(step):
+        progress = jnp.minimum(jnp.float32(step) / jnp.float32(total_steps), 1)
+        return 1 + (1 / float(share) - 1) * progress
+
+    if not follows:
+        rho = _scaled(rho, share ** (-2 / 3) if total_steps is None else rising)
+    is_whole = num_microbatches is None
     return sharpness_aware(
-        rho if is_policy else scaled(0) if is_constant else scaled,
+        rho,
         probe=probes.perturb() if is_whole else probes.microbatched(num_microbatches),
         sampling=sampling.budgeted(share),
         correction=correction.reuse_psf(
@@ -240,6 +237,19 @@ def budgeted_sam(
             sample_bound=None if share == 1 else share ** (-1 / 2),
         ),
     )
+
+
+def _scaled(rho: Radius, factor: float | Callable[[Any], Any]) -> Radius:
+    """ρ times a factor, or a schedule of it."""
+
+    def times(base: Any, step: Any) -> Any:
+        return jnp.float32(base) * factor(step) if callable(factor) else base * factor
+
+    if isinstance(rho, radius.Radius):
+        return rho._replace(value=lambda state, step: times(rho.value(state, step), step))
+    if callable(rho):
+        return lambda step: times(rho(step), step)
+    return (lambda step: times(rho, step)) if callable(factor) else times(rho, 0)
 
 
 def esam(

@@ -96,8 +96,9 @@ def sharpness_aware(
     of shape (batch,) and ``batch`` (a Fisher mask ``fisher_batch``, too), and inside ``pmap`` or
     ``shard_map`` ``axis_name``, over which they average the gradients they take themselves. Those
     that remember examples take ``example_index``, int (batch,), their positions in the data set;
-    SAMPa takes ``previous_grad_fn``, that of the mini-batch before. Extra arguments that no part
-    needs are ignored, so a step can pass them all.
+    SAMPa takes ``previous_grad_fn``, that of the mini-batch before; m-SAM ``microbatch_grads``,
+    where the step has them. Extra arguments that no part needs are ignored, so a step can pass them
+    all.
 
     A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
     second gradient is taken, and none reused, where ρ(t) is not positive (where nothing reads the
@@ -154,7 +155,7 @@ def sharpness_aware(
         return SharpnessAwareState(
             step=jnp.zeros([], jnp.int32),
             age=jnp.full([], correction_lib.NEVER, jnp.int32),
-            radius=radius.init(),
+            radius=radius.init(params),
             probe=probe.init(params),
             sampling=sampling.init(),
             correction=correction.init(params),
@@ -255,7 +256,7 @@ class Witness(NamedTuple):
 
 def _unrecorded(rho: optax.ScalarOrSchedule) -> radius_lib.Radius:
     _check.check_scalar_or_schedule("rho", rho, low=0)
-    return radius_lib.Radius(lambda: (), lambda _, step: rho(step) if callable(rho) else rho)
+    return radius_lib.Radius(lambda params: (), lambda _, step: rho(step) if callable(rho) else rho)
 
 
 class _Parts(NamedTuple):

@@ -19,7 +19,7 @@ from arsam_jax.convolutions import fast_convolutions
 
 _EXTRA_ARGS = {
     *("grad_fn", "previous_grad_fn", "value_fn", "example_loss_fn", "batch", "fisher_batch"),
-    *("example_index", "axis_name", "measure"),
+    *("example_index", "microbatch_grads", "axis_name", "measure"),
     *("value", "grad"),
 }
 
@@ -50,8 +50,8 @@ class TrainState(train_state.TrainState):
           **kwargs: names of fields of the state (``batch_stats=...``) replace those fields; the
             others are extra arguments of ``tx.update``: ``grad_fn``, ``previous_grad_fn``,
             ``value_fn``, ``example_loss_fn``, ``batch``, ``fisher_batch``, ``example_index``,
-            ``axis_name``, ``measure``, and optax's ``value`` and ``grad``. An optimizer that takes
-            none ignores them.
+            ``microbatch_grads``, ``axis_name``, ``measure``, and optax's ``value`` and ``grad``. An
+            optimizer that takes none ignores them.
 
         Raises:
           TypeError: for a name that is neither.

@@ -1,7 +1,7 @@
 """Radius policies: how far a method looks, where that is neither a number nor a schedule.
 
-Any method takes one as its ``rho``. Like a sampling policy it sees scalars only, and only ones that
-are the same on every device.
+Any method takes one as its ``rho``. It sees the parameters once, where a training starts, and then
+like a sampling policy scalars only, which are the same on every device.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from arsam_jax import _check, _tree
 
 
 class Radius(NamedTuple):
-    """Decides how far a step looks. Pure functions of scalars.
+    """Decides how far a step looks. Pure functions, of scalars but for the first.
 
     Attributes:
-      init: ``() -> state``.
+      init: ``params -> state``.
       value: ``(state, step) -> ρ``, before the step, a float32 scalar; ``step`` (int32 scalar)
         counts from 0.
       record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, after it.
@@ -27,7 +27,7 @@ class Radius(NamedTuple):
         if none was. None where there is nothing to record, which saves the norms.
     """
 
-    init: Callable[[], Any]
+    init: Callable[[Any], Any]
     value: Callable[[Any, jax.Array], Any]
     record: Callable[..., Any] | None = None
 
@@ -81,7 +81,8 @@ def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> Rad
     _check.check_number("initial", initial, above=0)
     _check.check_number("rate", rate, above=0, high=1)
 
-    def init():
+    def init(params):
+        del params
         return HoldRatioState(jnp.array(initial, jnp.float32), jnp.zeros([], jnp.int32))
 
     def record(state, step, sampled, grad_norm, correction_norm, rho):
@@ -101,3 +102,22 @@ def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> Rad
         )
 
     return Radius(init, lambda state, step: state.rho, record)
+
+
+def of_weights(fraction: float = 0.009) -> Radius:
+    r"""The radius ρ = a ‖w₀‖ of a training that starts at the parameters w₀, for who knows none.
+
+    It is the same whatever the scale of the loss and of the batch, and grows with the weights. The
+    default is where SAM's tuned ρ lies in the middle for nine small networks, which are at most a
+    factor of 2.8 from it (docs/studies/held_out.md). It stays what it was where a run is resumed.
+
+    Args:
+      fraction: a >= 0.
+    """
+    _check.check_number("fraction", fraction, low=0)
+
+    def init(params):
+        norm = _tree.norm(params).astype(jnp.float32)
+        return jnp.asarray(fraction, jnp.float32) * norm
+
+    return Radius(init, lambda state, step: state)

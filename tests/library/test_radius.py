@@ -25,7 +25,7 @@ def test_radius_moves_as_the_formula_says():
     """Against NumPy, from the formula."""
     policy = radius.hold_ratio(0.5, initial=0.2, rate=0.3)
     ratios = np.random.default_rng(0).lognormal(-1, 1, size=30)
-    state, rho = policy.init(), 0.2
+    state, rho = policy.init(None), 0.2
     for k, ratio in enumerate(ratios):
         np.testing.assert_allclose(policy.value(state, ZERO), rho, rtol=1e-4)
         state = record(policy, state, ratio)
@@ -48,7 +48,7 @@ def test_radius_moves_as_the_formula_says():
 )
 def test_what_moves_it_and_how_far_at_most(signal, expected):
     policy = radius.hold_ratio(0.5, initial=0.2)
-    state = record(policy, policy.init(), **signal)
+    state = record(policy, policy.init(None), **signal)
     np.testing.assert_allclose(state.rho, expected, rtol=1e-6)
     assert int(state.samples) == (expected != 0.2)
 
@@ -123,6 +123,21 @@ def test_every_method_takes_a_policy_or_says_why_not(name):
     assert float(state.radius.rho) > 0.02
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_radius_of_the_weights_is_the_number_that_they_give(name):
+    """To the bit a schedule of this number, which a method may scale, though the weights move."""
+    norm = np.float32(0.05) * optax.tree.norm(make_params())
+    results = []
+    for rho in (radius.of_weights(0.05), lambda step: jnp.float32(norm)):
+        tx = optax.chain(METHODS[name].make(rho=rho), optax.sgd(0.1))
+        step, state = jax.jit(make_step(tx)), (make_params(), tx.init(make_params()))
+        for i in range(5):
+            state = step(*state, make_batch(i))
+        results.append((state[0], arsam_jax.get_metrics(state[1]).rho))
+    chex.assert_trees_all_equal(*results)
+    assert results[0][1] > 0
+
+
 def test_sam_holds_the_ratio_it_is_told():
     tx = optax.chain(arsam_jax.sam(radius.hold_ratio(0.4)), optax.sgd(0.01))
     step = jax.jit(make_step(tx, measure=True))
@@ -138,6 +153,7 @@ def test_sam_holds_the_ratio_it_is_told():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: radius.of_weights(-1), "fraction must be a finite number >= 0"),
         (lambda: radius.hold_ratio(0), "ratio must be a finite number > 0"),
         (lambda: radius.hold_ratio(0.5, initial=-1), "initial must be a finite number > 0"),
         (lambda: radius.hold_ratio(0.5, rate=0), "rate must be a finite number > 0 and <= 1"),
