@@ -8,6 +8,7 @@ import arsam_jax
 from arsam_jax import correction, sampling
 from arsam_jax.methods import METHODS as KNOWN
 from benchmarks.harness.training import MakeLink
+from benchmarks.harness.workloads import Workload
 
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 ALPHAS = (0.1, 0.2, 0.4, 0.8)  # ARSAM cannot be told a share
@@ -23,12 +24,14 @@ class Method(NamedTuple):
       cost: `(sampled, share) -> gradients a step`, from the share of steps that were sampled.
       is_between: whether it differs from two others in what it does to ρ alone, and lies between
         them, so that the search of these covers it.
+      change: `(workload, share) -> workload`, what it needs of the training or does to it.
       has_own_radius: whether its ρ is in other units than SAM's, which it cannot take over.
     """
 
     make: MakeLink
     shares: tuple[float, ...] = SHARES
     cost: Callable[[float, float], float] = lambda sampled, share: 1 + sampled
+    change: Callable[[Workload, float], Workload] = lambda workload, share: workload
     is_between: bool = False
     has_own_radius: bool = False
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import arsam_jax
-from arsam_jax import measure
+from arsam_jax import measure, microbatches
 from arsam_jax.convolutions import fast_convolutions
 from benchmarks.harness.workloads import Data, Setting, Workload, make_data
 
@@ -62,8 +62,9 @@ def train(
         compiled.run(state, run_seed, hyper, x, labels, jnp.asarray(order))
     )
     seconds = time.perf_counter() - start
-    variables, opt_state = state[:2], state[2]
-    score = _score(workload, variables, data.held_out_x, data.held_out_labels)
+    variables, opt_state = state.variables, state.opt_state
+    scored = state.average if workload.averaged else variables
+    score = _score(workload, scored, data.held_out_x, data.held_out_labels)
     eigenvalue = sharpness = float("nan")
     if held_out == "test":
         part = slice(MEASURED_EXAMPLES)
@@ -90,6 +91,12 @@ def _order(workload: Workload, num_train: int, seed: int) -> np.ndarray:
     full = num_train // size * size
     orders = (rng.permutation(num_train)[:full].reshape(-1, size) for _ in range(workload.epochs))
     return np.concatenate([*orders]).astype(np.int32)
+
+
+class _State(NamedTuple):
+    variables: Any  # (params, batch_stats)
+    opt_state: Any
+    average: Any  # of variables, or ()
 
 
 class _Compiled(NamedTuple):
@@ -173,14 +180,15 @@ def _training(workload: Workload, make_link: MakeLink, share: float, num_train: 
 
     @jax.jit
     def init(variables, seed, setting):
-        return *variables, make_optimizer(seed, setting).init(variables[0])
+        average = variables if workload.averaged else ()
+        return _State(variables, make_optimizer(seed, setting).init(variables[0]), average)
 
     def run(state, seed, setting, x, labels, order, first=0):
         tx = make_optimizer(seed, setting)
 
         @fast_convolutions
         def step(carry):
-            (params, statistics, opt_state), (number, indices) = carry
+            (((params, statistics), opt_state, average), (number, indices)) = carry
             batch = x[indices], labels[indices]
             if workload.augment is not None:
                 key = jax.random.fold_in(jax.random.key(seed), number)
@@ -193,7 +201,16 @@ def _training(workload: Workload, make_link: MakeLink, share: float, num_train: 
                 losses, changed = losses_of(params, batch)
                 return losses.mean(), changed
 
-            (loss, new_statistics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+            if workload.num_microbatches == 1:
+                (loss, new_statistics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+                more = {}
+            else:
+                take = microbatches.value_and_grad(
+                    losses_of, workload.num_microbatches, has_aux=True
+                )
+                (loss, moved), grads, of_each = take(params, batch)
+                new_statistics = jax.tree.map(lambda x: x.mean(0), moved)
+                more = {"microbatch_grads": of_each}
             updates, opt_state = tx.update(
                 grads,
                 opt_state,
@@ -201,8 +218,13 @@ def _training(workload: Workload, make_link: MakeLink, share: float, num_train: 
                 grad_fn=lambda params: jax.grad(loss_fn, has_aux=True)(params)[0],
                 example_loss_fn=lambda params, b: losses_of(params, b)[0],
                 batch=batch,
+                **more,
             )
-            return (optax.apply_updates(params, updates), new_statistics, opt_state), loss
+            variables = optax.apply_updates(params, updates), new_statistics
+            if workload.averaged:
+                part = 1 / max(1, workload.averaged * steps)
+                average = optax.incremental_update(variables, average, part)
+            return _State(variables, opt_state, average), loss
 
         numbered = first + jnp.arange(len(order)), order
         return jax.lax.scan(lambda state, which: step((state, which)), state, numbered)
@@ -240,7 +262,7 @@ def snapshots(
     for step in steps:
         state, _ = run(state, run_seed, hyper, x, labels, order[done:step], done)
         done = step
-        yield state[:2]
+        yield state.variables
 
 
 def example_losses(workload: Workload, params, statistics, batch):

@@ -67,6 +67,9 @@ class Workload(NamedTuple):
       augment: ``(key, x) -> x`` of a mini-batch, if it is changed on the way.
       pretraining: the workload whose trained network, of the same seed, this one starts from.
       num_classes: of which wrong labels are drawn.
+      num_microbatches: of which gradients are taken one after another, and handed to the method.
+      averaged: the share of the run over which the parameters that are scored are averaged, with
+        weights that fall exponentially; 0 scores the last ones.
     """
 
     source: Source
@@ -84,6 +87,8 @@ class Workload(NamedTuple):
     augment: Callable[[Any, Any], Any] | None = None
     pretraining: "Workload | None" = None
     num_classes: int = NUM_CLASSES
+    num_microbatches: int = 1
+    averaged: float = 0.0
 
 
 class Data(NamedTuple):

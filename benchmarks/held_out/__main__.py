@@ -3,11 +3,14 @@
 SGD's learning rate and weight decay are searched, then SAM's and its ρ from there, by doubling and
 halving until no neighbour is better, the learning rate at last by √2, on held-out training examples
 and on seeds that serve nothing else. So the zero is the best SGD found. Every other method takes
-SAM's setting over, some without its ρ. The test set is read once, by the reporting seeds.
+SAM's setting over, some without its ρ, and meets the trainings where SAM gains. The test set is
+read once, by the reporting seeds.
 
 Every finished run is a line of a CSV file at once, and is never done again: a run that was
 interrupted is resumed by the same command. `--methods sgd sam` tunes and runs these two alone.
 """
+
+import dataclasses
 
 import rich
 
@@ -22,7 +25,12 @@ def main(options: Options) -> None:
     sgd = study.find(options, study.STUDY, "sgd", starts)
     starts = {name: sgd[name]._replace(rho=WORKLOADS[name].setting.rho) for name in sgd}
     sam = study.find(options, study.STUDY, "sam", starts)
-    runs = study.reporting_runs(options, sgd, sam)
+    runs = study.reporting_runs(options, study.REFERENCES, sgd, sam)
+    gains = report.gains(runs, search.run_all(runs, study.STUDY, options))
+    gaining = tuple(name for name in options.workloads if report.is_gain(gains[name]))
+    options = dataclasses.replace(options, workloads=gaining)
+    others = [name for name in options.methods if name not in study.REFERENCES]
+    runs += study.reporting_runs(options, others, sgd, sam)
     done = search.run_all(runs, study.STUDY, options)
     for path in report.write(options, runs, done):
         rich.print(f"wrote {path}")

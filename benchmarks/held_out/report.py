@@ -1,4 +1,4 @@
-"""Table and figure of ``benchmarks.held_out``: the share of SAM's gain that a method keeps."""
+"""Tables and figure of ``benchmarks.held_out``: the share of SAM's gain that a method keeps."""
 
 import statistics
 from collections import defaultdict
@@ -17,7 +17,10 @@ from benchmarks.harness.statistics import (
 )
 from benchmarks.harness.tuning import Run
 from benchmarks.held_out.study import REFERENCES, Options
+from benchmarks.held_out.workloads import FIRST, SECOND
 
+SETS = {"second": SECOND, "first": FIRST}
+SHOWN = ("budgeted_sam", "budgeted_m_sam", "arsam_segments_of_8", "sam")  # in the figure
 LEAST_GAIN = 2  # standard errors of SAM's gain, below which a share of it says nothing
 
 
@@ -86,27 +89,36 @@ def _scores(runs: Sequence[Run], done: Done) -> dict[tuple[str, float], dict[str
 
 def write(options: Options, runs: Sequence[Run], done: Done) -> list[Path]:
     """The files beside the CSV file."""
-    found, figure = lines(runs, done), options.csv.with_suffix(".png")
-    markdown = options.csv.with_suffix(".md")
-    if len(found[0].gaps) == 0:
+    figure, markdown = options.csv.with_suffix(".png"), options.csv.with_suffix(".md")
+    own = {name: [run for run in runs if run.workload in names] for name, names in SETS.items()}
+    own = {name: runs for name, runs in own.items() if runs}
+    found = {name: lines(runs, done) for name, runs in own.items()}
+    if not any(of_set[0].gaps for of_set in found.values()):
         raise SystemExit("SAM gains on no workload, so there is nothing to take a share of.")
-    plot(found, figure)
+    plot({name: of_set for name, of_set in found.items() if of_set[0].gaps}, figure)
     parts = [
-        "# Nine trainings on which no method was made\n",
+        "# Trainings on which no method was made\n",
         f"Seeds: {len(options.seeds)}. Share of the gain of tuned SAM over the best SGD, in %, over"
         f" the workloads where that gain is above {LEAST_GAIN} of its standard errors. Two errors"
         " of the mean: between seeds, and between workloads. Neither has the sampling of the test"
         " set or of the search in it. Gradients: of a step, on average.\n",
-        gap_table(found),
-        f"![mean and worst workload]({figure.name})\n",
-        "Each workload, ± the standard error between seeds:\n",
-        workload_table(found),
-        "Scores on the test set, in %: accuracy; of `language` 1 − bits a byte / 8; of `regression`"
-        " R².\n",
-        score_table(found),
-        "SGD and SAM, and what the search found for them. ρ is SAM's, the weight decay SGD's:\n",
-        settings_table(runs, done),
+        f"![share of the gain against the price]({figure.name})\n",
     ]
+    for name, of_set in found.items():
+        parts += [f"## {name.capitalize()} set\n"]
+        if of_set[0].gaps:
+            parts += [
+                gap_table(of_set),
+                "Each workload, ± the standard error between seeds:\n",
+                workload_table(of_set),
+            ]
+        parts += [
+            "Scores on the test set, in %: accuracy; of language models 1 − bits a byte / 8; of"
+            " regressions R².\n",
+            score_table(of_set),
+            "SGD and SAM, and what the search found for them, SAM's last:\n",
+            settings_table(own[name], done),
+        ]
     markdown.write_text("\n".join(parts))
     return [figure, markdown]
 
@@ -135,7 +147,10 @@ def workload_table(found: Sequence[Line]) -> str:
 def score_table(found: Sequence[Line]) -> str:
     names = list(found[0].scores)
     body = [
-        [f"{line.method} {_fraction(line.share)}", *(f"{line.scores[name]:.2f}" for name in names)]
+        [
+            f"{line.method} {_fraction(line.share)}",
+            *(f"{line.scores[name]:.2f}" if name in line.scores else "–" for name in names),
+        ]
         for line in found
     ]
     return markdown_table(["method", *names], body)
@@ -146,40 +161,37 @@ def settings_table(runs: Sequence[Run], done: Done) -> str:
     body = []
     for workload, gain in gains(runs, done).items():
         sgd, sam = (settings[workload, name] for name in REFERENCES)
-        cells = [sgd.learning_rate, sgd.weight_decay, sam.learning_rate, sam.rho]
+        cells = [x for run in (sgd, sam) for x in (run.learning_rate, run.weight_decay)]
         shown = f"{gain:.2f}" if is_gain(gain) else f"{gain:.2f}, not counted"
-        body.append([workload, *(f"{cell:g}" for cell in cells), shown])
-    header = ["workload", "SGD's learning rate", "weight decay", "SAM's learning rate", "ρ", "gain"]
+        body.append([workload, *(f"{x:.3g}" for x in (*cells, sam.rho)), shown])
+    header = ["workload", *("learning rate", "weight decay") * 2, "ρ", "gain"]
     return markdown_table(header, body)
 
 
-def plot(found: Sequence[Line], path: Path) -> None:
-    """Mean and worst workload of each method against its price."""
+def plot(found: dict[str, list[Line]], path: Path) -> None:
+    """The median of the workloads against the price, and each workload as a dot, of each set."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True, sharex=True)
-    curves = defaultdict(list)
-    for line in found:
-        if line.method != "sgd":
-            curves[line.method].append(line)
-    for axes, title in zip(panels, ("mean of the workloads", "worst workload"), strict=True):
-        for number, (method, own) in enumerate(curves.items()):
-            means = [mean_gap(line.gaps) for line in own]
-            worst = [min(floored(line.gaps)) for line in own]
-            is_mean = axes is panels[0]
-            axes.errorbar(
+    figure = Figure(figsize=(4 * len(found) + 2, 4), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, sharex=True, squeeze=False)[0]
+    for axes, (name, of_set) in zip(panels, found.items(), strict=True):
+        for number, method in enumerate(SHOWN):
+            own = [line for line in of_set if line.method == method]
+            values = [floored(line.gaps) for line in own]
+            axes.plot(
                 [line.gradients for line in own],
-                [mean for mean, *_ in means] if is_mean else worst,
-                yerr=[of_seeds for _, of_seeds, _ in means] if is_mean else None,
-                fmt=("o", "s", "^")[number // 6] + "-",
-                color=f"C{number % 10}",
+                [statistics.median(x) for x in values],
+                "o-",
+                color=f"C{number}",
                 label=method,
-                capsize=2,
             )
+            for line, x in zip(own, values, strict=True):
+                axes.plot([line.gradients] * len(x), x, ".", color=f"C{number}", alpha=0.4)
         axes.axhline(100, color="0.8", zorder=0)
+        axes.axhline(0, color="0.8", zorder=0)
+        axes.set_ylim(FLOOR - 10, 210)
         axes.set_xlabel("gradients a step")
-        axes.set_title(title)
+        axes.set_title(f"{name} set: median and each of {len(of_set[0].gaps)}")
     panels[0].set_ylabel("share of tuned SAM's gain over the best SGD, %")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=120)

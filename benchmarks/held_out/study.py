@@ -1,20 +1,23 @@
 """The protocol of the held-out workloads: what is searched, what is run, and how."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
+import optax
 import tyro
 
 import arsam_jax
-from arsam_jax import correction, probe, radius, sampling
+from arsam_jax import radius, sampling
 from benchmarks.harness import search, table, tuning
 from benchmarks.harness.methods import METHODS as KNOWN
-from benchmarks.harness.methods import Method, arsam
+from benchmarks.harness.methods import Method, arsam, every_step
 from benchmarks.harness.tuning import Run
-from benchmarks.harness.workloads import Setting
+from benchmarks.harness.workloads import CLASSES, Setting, Workload
 from benchmarks.held_out.workloads import WORKLOADS
 
 TUNING_SEEDS = (100, 101, 102)
@@ -24,7 +27,7 @@ SEARCHED = {
 }
 FINER = ("learning_rate",)  # by √2
 REFERENCES = {"sgd": 0, "sam": 1}  # and their shares
-MICROBATCHES = 4
+MICROBATCHES = 2
 
 
 def held_ratio(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,33 +35,68 @@ def held_ratio(make: Callable[..., Any]) -> Callable[..., Any]:
     return lambda rho, share, steps, seed: make(radius.hold_ratio(0.5 / share**0.5), share)
 
 
-def sampled_m_sam(rho, share, steps, seed):
-    """`budgeted_sam` whose samples are m-SAM's."""
-    del steps, seed
-    return arsam_jax.sharpness_aware(
-        rho * share ** (-2 / 3),
-        probe=probe.microbatched(MICROBATCHES),
-        sampling=sampling.budgeted(share),
-        correction=correction.reuse_psf(
-            None, bound=min(0.1, 0.8 * share), sample_bound=share ** (-1 / 2)
-        ),
-    )
-
-
 def sam_of_share(rho, share):
     return arsam_jax.sharpness_aware(rho, sampling=sampling.budgeted(share))
 
 
+def of_weights(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A method whose radius is a part of ‖w₀‖; ρ is not read."""
+    return lambda rho, share, steps, seed: make(radius.of_weights(), share)
+
+
+def budgeted_m_sam(rho, share):
+    return arsam_jax.budgeted_sam(rho, share=share, num_microbatches=MICROBATCHES)
+
+
+def in_microbatches(workload: Workload, share: float) -> Workload:
+    del share
+    return workload._replace(num_microbatches=MICROBATCHES)
+
+
+@functools.cache  # one loss function, so that it is compiled once
+def smoothed(workload: Workload, share: float) -> Workload:
+    """The same with this part of each label spread over all classes, where there are classes."""
+    if workload.objective is not CLASSES:
+        return workload
+
+    def losses(logits, labels):
+        one_hot = jax.nn.one_hot(labels, workload.num_classes)
+        return optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, share))
+
+    return workload._replace(objective=CLASSES._replace(losses=losses))
+
+
+def free(shares: tuple[float, ...], change, cost=lambda sampled, share: 1) -> Method:
+    """The base optimizer in a changed training; ``share`` is how much it is changed."""
+    return Method(KNOWN["sgd"].make, shares, cost, change)
+
+
+BASELINES = {  # that need no second gradient, and have SGD's setting
+    "sgd_epochs": free(  # what early stopping would find, and what SAM's price would buy
+        (1 / 4, 1 / 2, 5 / 4, 2),
+        lambda workload, share: workload._replace(epochs=round(share * workload.epochs)),
+        cost=lambda sampled, share: share,
+    ),
+    "sgd_averaged": free(
+        (1 / 16, 1 / 4), lambda workload, share: workload._replace(averaged=share)
+    ),
+    "sgd_label_smoothing": free((0.1, 0.3), smoothed),
+    "sgd_microbatches": free((1,), in_microbatches),
+}
 METHODS = {
     "sgd": KNOWN["sgd"],
+    **BASELINES,
     "sam": KNOWN["sam"],
     "budgeted_sam": KNOWN["budgeted_sam"]._replace(shares=(1 / 4, 1 / 8, 1 / 16)),
+    "budgeted_m_sam": Method(
+        lambda rho, share, steps, seed: budgeted_m_sam(rho, share),
+        shares=(1 / 4, 1 / 8, 1 / 16),
+        change=in_microbatches,
+    ),
     "budgeted_sam_rising": KNOWN["budgeted_sam_rising"]._replace(shares=(1 / 4, 1 / 8)),
     "sam_every_k_wide": KNOWN["sam_every_k_wide"]._replace(shares=(1 / 4, 1 / 8)),
     "sam_every_k": KNOWN["sam_every_k"]._replace(shares=(1 / 8,)),
-    "sampled_m_sam": Method(  # of a sample: the micro-batches' gradients and the perturbed ones
-        sampled_m_sam, shares=(1 / 8, 1 / 16), cost=lambda sampled, share: 1 + 2 * sampled
-    ),
+    "final_phase_sam": KNOWN["final_phase_sam"]._replace(shares=(1 / 4, 1 / 8)),
     "arsam": Method(arsam(), shares=(0.4,)),
     "arsam_segments_of_8": KNOWN["arsam_segments_of_8"]._replace(shares=(0.4,)),
     "held_budgeted_sam": Method(
@@ -66,11 +104,28 @@ METHODS = {
         shares=(1 / 4, 1 / 8, 1 / 16),
     ),
     "held_sam": Method(held_ratio(sam_of_share), shares=(1, 1 / 4)),
+    "sam_of_weights": Method(of_weights(sam_of_share), shares=(1,)),
+    "budgeted_m_sam_of_weights": Method(
+        of_weights(budgeted_m_sam), shares=(1 / 4, 1 / 8, 1 / 16), change=in_microbatches
+    ),
+    "budgeted_m_sam_of_0.2": Method(  # one ρ for everything
+        lambda rho, share, steps, seed: budgeted_m_sam(0.2, share),
+        shares=(1 / 4, 1 / 8),
+        change=in_microbatches,
+    ),
     "momentum_sam_5": Method(
         lambda rho, share, steps, seed: arsam_jax.momentum_sam(5 * rho),
         shares=(0,),
         cost=lambda sampled, share: 1,
     ),
+    **{name: KNOWN[name]._replace(shares=(1 / 4,)) for name in ("looksam", "ae_sam")},
+    "esam": KNOWN["esam"]._replace(shares=(1 / 2,)),
+    **{
+        name: KNOWN[name]
+        for name in ("m_sam", "gsam", "asam", "friendly_sam", "gradient_norm_penalty", "rw_sam")
+    },
+    "wsam": every_step("wsam"),
+    "gam": every_step("gam"),
 }
 
 
@@ -99,7 +154,8 @@ def execute(run: Run) -> dict[str, Any]:
     """Trains and returns the row of a run."""
     held_out = "validation" if run.stage == "tune" else "test"
     method = METHODS[run.method]
-    return tuning.train_row(run, WORKLOADS[run.workload], method.make, method.cost, held_out)
+    workload = method.change(WORKLOADS[run.workload], run.share)
+    return tuning.train_row(run, workload, method.make, method.cost, held_out)
 
 
 def seconds(run: Run) -> float:
@@ -127,13 +183,16 @@ def find(
     return search.climb(found, lambda at: search.scaled(at, FINER, 2**0.5), scores_of)
 
 
-def reporting_runs(options: Options, sgd: dict[str, Setting], sam: dict[str, Setting]) -> list[Run]:
-    """Each method with SAM's setting, SGD with its own."""
+def reporting_runs(
+    options: Options, methods: Collection[str], sgd: dict[str, Setting], sam: dict[str, Setting]
+) -> list[Run]:
+    """Each method with SAM's setting, SGD and what is free with SGD's."""
+    bases = "sgd", *BASELINES
     return [
-        Run("run", workload, name, share, seed, *(sgd if name == "sgd" else sam)[workload])
+        Run("run", workload, name, share, seed, *(sgd if name in bases else sam)[workload])
         for workload in options.workloads
         for name, method in METHODS.items()
-        if name in (*options.methods, *REFERENCES)
+        if name in methods
         for share in method.shares
         for seed in options.seeds
     ]
