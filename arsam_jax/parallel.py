@@ -99,7 +99,7 @@ def check_same_everywhere(opt_state: Any) -> None:
         is_whole = not isinstance(x, jax.Array) or x.is_fully_replicated
         copies = np.stack(local) if is_whole else np.concatenate(local)
         ends = np.unique(copies, axis=0)[[0, -1]]  # of one shape, however many devices there are
-        values = np.unique(np.concatenate(_of_all_processes(ends)), axis=0)
+        values = np.unique(np.concatenate(of_all_processes(ends)), axis=0)
         if len(values) > 1:
             raise ValueError(
                 f"The optimizer state{jax.tree_util.keystr(path)} differs between devices or"
@@ -108,12 +108,14 @@ def check_same_everywhere(opt_state: Any) -> None:
             )
 
 
-def _of_all_processes(x: np.ndarray) -> np.ndarray:
-    """``x`` of each process, along a new first axis.
+def of_all_processes(x: Any) -> np.ndarray:
+    """An array of one shape and dtype in each process, along a new first axis, in all of them.
 
     Waits for every device of this process: JAX's ``process_allgather`` waits for one, and a process
-    that ends while another one still sends leaves the others waiting.
+    that ends while another one still sends leaves the others waiting. All must call it alike, so
+    one that fails alone should say so here first, not end.
     """
+    x = np.asarray(x)
     if jax.process_count() == 1:
         return x[None]
     mesh = Mesh(np.reshape(jax.devices(), (jax.process_count(), -1)), ("process", "device"))

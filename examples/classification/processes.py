@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from arsam_jax import parallel
+
 
 class DisagreementError(Exception):
     """The processes cannot go on together; the message says in what they differ."""
@@ -32,7 +34,7 @@ def require_same(what: str, value: Any) -> None:
     Raises:
       DisagreementError: in every process, unless all have a ``value`` with the same ``repr``.
     """
-    digests = multihost_utils.process_allgather(np.uint32(zlib.crc32(repr(value).encode())))
+    digests = parallel.of_all_processes(np.uint32(zlib.crc32(repr(value).encode())))
     if len(np.unique(digests)) > 1:
         raise DisagreementError(
             f"the processes differ in {what}; process {jax.process_index()} has {value!r}"

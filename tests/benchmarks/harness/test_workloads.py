@@ -81,6 +81,26 @@ def test_snapshots_are_those_of_one_training(tiny):
         jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+def test_the_gradient_of_microbatches_is_that_of_the_batch(tiny):
+    run = Run("tune", "tiny", "sam", 1, 100, *CENTER)
+    row, other = (
+        train(run, tiny._replace(num_microbatches=count), "validation") for count in (1, 4)
+    )
+    np.testing.assert_allclose(row["train_loss"], other["train_loss"], rtol=1e-5)
+
+
+def test_what_is_scored_can_be_an_average_of_the_run(tiny):
+    run = Run("tune", "tiny", "sgd", 0, 100, *CENTER._replace(learning_rate=1.0))
+    shares = 0, 1e-6, 0.9  # of 3 steps
+    objective = tiny.objective._replace(score=lambda logits, labels: logits.mean())
+    last, short, long = (
+        train(run, tiny._replace(averaged=share, objective=objective), "validation")
+        for share in shares
+    )
+    assert last["accuracy"] == short["accuracy"] != long["accuracy"]
+    assert last["train_loss"] == short["train_loss"] == long["train_loss"]
+
+
 def test_every_method_can_be_made_at_every_share():
     for method in METHODS.values():
         for share in method.shares:

@@ -14,8 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental import multihost_utils
 
+from arsam_jax import parallel
 from examples.classification import history, loop, multihost, processes, settings
 from examples.classification.__main__ import main
 from examples.classification.data import datasets
@@ -149,7 +149,7 @@ def test_the_effective_m_is_the_batch_but_for_methods_that_divide_it():
 
 def test_processes_that_differ_stop_and_others_go_on(monkeypatch):
     answers = iter([np.uint32([1, 1]), np.uint32([1, 2])])
-    monkeypatch.setattr(multihost_utils, "process_allgather", lambda digest: next(answers))
+    monkeypatch.setattr(parallel, "of_all_processes", lambda digest: next(answers))
     processes.require_same("the seed", 1)
     with pytest.raises(processes.DisagreementError, match="differ in the seed; process 0 has 1"):
         processes.require_same("the seed", 1)
@@ -158,7 +158,7 @@ def test_processes_that_differ_stop_and_others_go_on(monkeypatch):
 def test_a_checkpoint_that_not_all_find_stops_them(trainers, step_fns, tmp_path, monkeypatch):
     """Such as on file systems of their own."""
     both = np.uint32([1, 2])
-    monkeypatch.setattr(multihost_utils, "process_allgather", lambda digest: both)
+    monkeypatch.setattr(parallel, "of_all_processes", lambda digest: both)
     with pytest.raises(processes.DisagreementError, match=r"step of the checkpoint in .*has None"):
         loop.train(trainers[0], step_fns[0], "arsam", (7,), tmp_path)
 
