@@ -40,7 +40,7 @@ constraints: .venv/installed  ## pins the newest versions
 		--upgrade --no-header --no-annotate --no-emit-index-url -o docs/constraints.txt
 
 docs: .venv/docs/installed  ## the site, in docs/_build/html; a warning is an error
-	.venv/docs/bin/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
+	.venv/docs/bin/sphinx-build -W --keep-going --quiet $(BUILD) -b html docs docs/_build/html
 
 dist: .venv/installed  ## sdist and wheel in dist/, checked as a package index does
 	rm -rf dist

@@ -16,11 +16,12 @@ HEAD = nnx.All(nnx.Param, nnx.PathContains("head"))  # what trains; any filter o
 
 class Network(nnx.Module):
     def __init__(self, rngs):
-        self.body = nnx.Linear(64, 256, rngs=rngs)
+        layers = nnx.Linear(64, 256, rngs=rngs), nnx.BatchNorm(256, rngs=rngs), nnx.relu
+        self.body = nnx.Sequential(*layers)
         self.head = nnx.Linear(256, 10, rngs=rngs)
 
     def __call__(self, x):
-        return self.head(nnx.relu(self.body(x)))
+        return self.head(self.body(x))
 
 
 def loss_fn(model, batch):
@@ -60,6 +61,7 @@ def main():
 
     model = Network(nnx.Rngs(1))
     nnx.update(model.body, nnx.state(trained.body))  # so a checkpoint's state is put in, too
+    model.body.eval()  # else BatchNorm goes on moving its statistics
     train(model, np.take(images, MIRROR, axis=1), labels, HEAD)
     frozen = nnx.state(model.body), nnx.state(trained.body)
     assert jax.tree.all(jax.tree.map(np.array_equal, *frozen))
