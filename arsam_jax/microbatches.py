@@ -47,7 +47,8 @@ def value_and_grad(
 
     They are taken one after another, at the price of one gradient of the batch and with the
     activations of one micro-batch; the g_k take K buffers shaped like the parameters. BatchNorm
-    sees a micro-batch at a time.
+    sees a micro-batch at a time. Gradients are JAX's: where parameters are complex conjugate grads
+    and microbatch_grads both.
 
     On devices each cuts its own part of the batch: K = 1 with ``axis_name`` makes every device one
     micro-batch, and m-SAM there costs no gradient and no communication that SAM does not.

@@ -36,9 +36,9 @@ def check_wiring(tx: Any, grads: Any, params: Any, **extra_args: Any) -> None:
     side; leaves frozen on one side; a link behind an optimizer, a clip or a mask;
     ``optax.MultiSteps`` around it; a ``value_fn`` of another loss, or an ``example_loss_fn`` where
     the perturbed gradient comes from it alone (``esam``, ``m_sam``); ``microbatch_grads`` of
-    another mini-batch; arguments that ``tx`` lacks or
-    cannot take. It cannot see what is wrong on both sides alike: to have both compared with the
-    loss of the whole batch give ``value_fn`` besides ``grad_fn``.
+    another mini-batch; arguments that ``tx`` lacks or cannot take. It cannot see what is wrong on
+    both sides alike: to have both compared with the loss of the whole batch give ``value_fn``
+    besides ``grad_fn``.
 
     Two compilations of one gradient differ, so differences of up to 1 % of the norm pass, and of
     10 % where something is computed in 16 bits.

@@ -55,7 +55,7 @@ def train(
     hyper = Setting(*(jnp.float32(value) for value in setting))
     run_seed = jnp.uint32(seed)
     x, labels = jnp.asarray(data.x), jnp.asarray(data.labels)
-    state = compiled.init(_initial(workload, seed, data), run_seed, hyper)
+    state = compiled.init(initial(workload, seed, data), run_seed, hyper)
     jax.block_until_ready((state, x, labels))
     start = time.perf_counter()
     state, losses = jax.block_until_ready(
@@ -133,7 +133,7 @@ def _compile(
     return _Compiled(init, compiled, peak_bytes)
 
 
-def _initial(workload: Workload, seed: int, data: Data) -> Any:
+def initial(workload: Workload, seed: int, data: Data) -> Any:
     """(params, batch_stats) where a training starts."""
     if workload.pretraining is None:
         return _init(workload.network, seed, data.x)
@@ -257,7 +257,7 @@ def snapshots(
     order = jnp.asarray(_order(workload, len(x), seed))
     init, run = _training(workload, make_link, 1, len(x))
     hyper, run_seed = Setting(*(jnp.float32(value) for value in setting)), jnp.uint32(seed)
-    state = init(_initial(workload, seed, data), run_seed, hyper)
+    state = init(initial(workload, seed, data), run_seed, hyper)
     done, run = 0, jax.jit(run)
     for step in steps:
         state, _ = run(state, run_seed, hyper, x, labels, order[done:step], done)

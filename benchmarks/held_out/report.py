@@ -1,10 +1,13 @@
 """Tables and figure of ``benchmarks.held_out``: the share of SAM's gain that a method keeps."""
 
+import functools
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import optax
 
 from benchmarks.harness.search import Done
 from benchmarks.harness.statistics import (
@@ -15,9 +18,11 @@ from benchmarks.harness.statistics import (
     mean_and_error,
     mean_of,
 )
+from benchmarks.harness.training import initial
 from benchmarks.harness.tuning import Run
+from benchmarks.harness.workloads import Workload, make_data
 from benchmarks.held_out.study import REFERENCES, Options
-from benchmarks.held_out.workloads import FIRST, SECOND
+from benchmarks.held_out.workloads import FIRST, SECOND, WORKLOADS
 
 SETS = {"second": SECOND, "first": FIRST}
 SHOWN = ("budgeted_sam", "budgeted_m_sam", "arsam_segments_of_8", "sam")  # in the figure
@@ -163,9 +168,18 @@ def settings_table(runs: Sequence[Run], done: Done) -> str:
         sgd, sam = (settings[workload, name] for name in REFERENCES)
         cells = [x for run in (sgd, sam) for x in (run.learning_rate, run.weight_decay)]
         shown = f"{gain:.2f}" if is_gain(gain) else f"{gain:.2f}, not counted"
-        body.append([workload, *(f"{x:.3g}" for x in (*cells, sam.rho)), shown])
-    header = ["workload", *("learning rate", "weight decay") * 2, "ρ", "gain"]
+        part = sam.rho / length_of_weights(WORKLOADS[workload])
+        cells = [f"{x:.3g}" for x in (*cells, sam.rho)]
+        body.append([workload, *cells, f"{part:.4f}", shown])
+    header = ["workload", *("learning rate", "weight decay") * 2, "ρ", "ρ / ‖w₀‖", "gain"]
     return markdown_table(header, body)
+
+
+@functools.cache
+def length_of_weights(workload: Workload) -> float:
+    """‖w₀‖ of seed 0."""
+    params, _ = initial(workload, 0, make_data(workload, 0, "validation"))
+    return float(optax.tree.norm(params))
 
 
 def plot(found: dict[str, list[Line]], path: Path) -> None:
