@@ -227,7 +227,8 @@ def controller_figure():
 
 
 LADDER = (
-    ("Can every step pay\ntwo gradients?", "sam(rho)", "2 gradients a step"),
+    ("Can every step pay\ntwo gradients?", "sam(rho), m_sam(rho, 2)", "2 gradients a step"),
+    ("Can no step pay\nmore than one?", "momentum_sam(5 * rho)", "1, and it can collapse"),
     (
         "No room for one more\ncopy of the parameters?",
         "sam_every_k(rho * k ** (2 / 3), k)",
@@ -239,8 +240,8 @@ LADDER = (
         "1 + %SAM, an outcome",
     ),
     (
-        "Does the learning rate\nfall to nearly 0?",
-        "budgeted_sam(rho, total_steps=steps)",
+        "Has your step gradients\nof micro-batches?",
+        "budgeted_sam(rho, num_microbatches=2)",
         "1 + 1/8, or the share you set",
     ),
 )
@@ -248,7 +249,7 @@ OTHERWISE = ("budgeted_sam(rho)", "1 + 1/8, or the share you set")
 
 
 def decision_figure():
-    figure = Figure(figsize=(7.4, 5.4))
+    figure = Figure(figsize=(7.4, 6.4))
     axes = figure.add_subplot()
     for row, (question, call, price) in enumerate(LADDER):
         y = -1.15 * row

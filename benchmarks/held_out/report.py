@@ -109,6 +109,8 @@ def write(options: Options, runs: Sequence[Run], done: Done) -> list[Path]:
         " set or of the search in it. Gradients: of a step, on average.\n",
         f"![share of the gain against the price]({figure.name})\n",
     ]
+    if len(found) > 1:
+        parts += ["## Both sets\n", gap_table(lines(runs, done))]
     for name, of_set in found.items():
         parts += [f"## {name.capitalize()} set\n"]
         if of_set[0].gaps:
