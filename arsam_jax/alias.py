@@ -198,7 +198,8 @@ def budgeted_sam(
         cosine does; None for any other.
       bound: κ > 0; min(0.1, 0.8 share) if None.
       num_microbatches: K takes the samples as ``m_sam`` does, which needs ``example_loss_fn`` and
-        ``batch``, and ``microbatch_grads`` to cost no more; None as SAM.
+        ``batch``: 1 + 2 share, or with ``microbatch_grads`` 1 + share and K gradients at once in
+        memory. None as SAM.
       reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
     """
     follows = isinstance(rho, radius.Radius) and rho.record is not None
@@ -218,7 +219,9 @@ def budgeted_sam(
         _check.check_integer("total_steps", total_steps, low=1)
 
     if follows and total_steps is not None:
-        raise ValueError(f"total_steps raises a radius that is given, a policy sets it: {rho!r}.")
+        raise ValueError(
+            f"total_steps raises a radius that is given, this one follows the samples: {rho!r}."
+        )
 
     def rising(step):
         progress = jnp.minimum(jnp.float32(step) / jnp.float32(total_steps), 1)

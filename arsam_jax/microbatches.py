@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from arsam_jax import _check, _tree
 from arsam_jax._examples import example_loss
+from arsam_jax.convolutions import fast_convolutions
 
 
 def cut(batch: Any, num_microbatches: int) -> Any:
@@ -19,15 +20,20 @@ def cut(batch: Any, num_microbatches: int) -> Any:
     So each of them spreads over the devices of a sharded batch.
 
     Raises:
-      ValueError: if K does not divide the batch size.
+      ValueError: if K does not divide the batch size, or the leaves differ in it.
     """
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
-    for size in {jnp.shape(x)[0] for x in jax.tree.leaves(batch)}:
-        if size % num_microbatches:
-            raise ValueError(
-                f"num_microbatches must divide the batch size {size}, got {num_microbatches}."
-            )
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"Every leaf of batch must have the same first axis, got the sizes {sorted(sizes)}."
+        )
+    size = next(iter(sizes))[0]
+    if size % num_microbatches:
+        raise ValueError(
+            f"num_microbatches must divide the batch size {size}, got {num_microbatches}."
+        )
     return jax.tree.map(
         lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), batch
     )
@@ -63,7 +69,7 @@ def value_and_grad(
     Returns:
       ``(params, batch) -> (loss, grads, microbatch_grads)``, the last with a first axis of K: the
       extra argument of the update. With ``has_aux`` ``((loss, aux), grads, microbatch_grads)``, aux
-      that of each micro-batch along a new first axis.
+      that of each of the device's micro-batches along a new first axis, not averaged over devices.
 
     Raises:
       ValueError: if K does not divide the batch size, or there is not one loss for each example.
@@ -78,10 +84,11 @@ def value_and_grad(
             losses, aux = result if has_aux else (result, None)
             return losses.mean(), aux
 
-        def take(_, part):
-            return None, jax.value_and_grad(loss_fn, has_aux=True)(local, part)
+        @fast_convolutions  # what is inside a scan is slow on CPU
+        def take(part):
+            return jax.value_and_grad(loss_fn, has_aux=True)(local, part)
 
-        _, ((losses, aux), grads) = jax.lax.scan(take, None, cut(batch, num_microbatches))
+        (losses, aux), grads = jax.lax.map(take, cut(batch, num_microbatches))
         mean = jax.tree.map(lambda x: x.mean(0), (losses, grads))
         loss, whole = _tree.mean_over(axis_name, mean)
         return ((loss, aux) if has_aux else loss), whole, grads

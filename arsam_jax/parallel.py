@@ -82,8 +82,8 @@ def check_same_everywhere(opt_state: Any) -> None:
 
     A process that was resumed from another step, or a key of its own for each device, makes the
     devices take different branches: their collectives then pair up wrongly, or wait forever.
-    Compares the step, the sampling state and the age of the sample: some scalars, one small
-    collective with several processes.
+    Compares the step, the states of radius and sampling and the age of the sample: some scalars,
+    one small collective with several processes.
 
     Args:
       opt_state: of the whole chain, on devices.
@@ -92,7 +92,8 @@ def check_same_everywhere(opt_state: Any) -> None:
       ValueError: on every process, naming what differs and its values.
     """
     state = get_state(opt_state)
-    decisive = {"step": state.step, "age": state.age, "sampling": state.sampling}
+    decisive = state._asdict()
+    decisive = {name: decisive[name] for name in ("step", "age", "radius", "sampling")}
     for path, x in jax.tree_util.tree_leaves_with_path(decisive):
         local = local_parts(x)
         # What pmap keeps for each device lies along the first axis.
@@ -112,10 +113,12 @@ def of_all_processes(x: Any) -> np.ndarray:
     """An array of one shape and dtype in each process, along a new first axis, in all of them.
 
     Waits for every device of this process: JAX's ``process_allgather`` waits for one, and a process
-    that ends while another one still sends leaves the others waiting. All must call it alike, so
-    one that fails alone should say so here first, not end.
+    that ends while another one still sends leaves the others waiting. A process that meets an error
+    of its own must make this call all the same, with a value that says so: the others wait for it.
+    64 bits become 32 unless JAX has them enabled.
     """
     x = np.asarray(x)
+    x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
     if jax.process_count() == 1:
         return x[None]
     mesh = Mesh(np.reshape(jax.devices(), (jax.process_count(), -1)), ("process", "device"))

@@ -174,7 +174,7 @@ def microbatched(
     another. K = 1 is SAM, K = B perturbs per example. Needs ``example_loss_fn`` and ``batch``.
 
     Given ``microbatch_grads``, the third result of ``microbatches.value_and_grad``, it does not
-    take the :math:`\nabla L_k(w)` again.
+    take the :math:`\nabla L_k(w)` again. They must be of that cut, which ``check_wiring`` compares.
 
     Args:
       num_microbatches: K, a divisor of the batch size.
@@ -206,8 +206,11 @@ def microbatched(
         loss_fn, _ = example_loss(example_loss_fn, batch, axis_name)
         parts = cut(batch, num_microbatches)
         if microbatch_grads is not None:
-            stacked = jax.eval_shape(
-                lambda: jax.tree.map(lambda x: jnp.stack([x] * num_microbatches), params)
+            stacked = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    (num_microbatches, *jnp.shape(x)), jnp.result_type(x)
+                ),
+                params,
             )
             differing = _check.differing_shapes(microbatch_grads, stacked)
             if differing:

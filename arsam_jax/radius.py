@@ -105,11 +105,16 @@ def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> Rad
 
 
 def of_weights(fraction: float = 0.009) -> Radius:
-    r"""The radius ρ = a ‖w₀‖ of a training that starts at the parameters w₀, for who knows none.
+    r"""The radius ρ = a ‖w₀‖, w₀ the parameters that ``init`` gets: for who knows none.
 
-    It is the same whatever the scale of the loss and of the batch, and grows with the weights. The
-    default is where SAM's tuned ρ lies in the middle for nine small networks, which are at most a
-    factor of 2.8 from it (docs/studies/held_out.md). It stays what it was where a run is resumed.
+    It asks for no unit: scaled weights, a scaled loss move nothing. The default is in the middle of
+    SAM's tuned ρ on small networks that learn small data sets by heart, most of them with wrong
+    labels (docs/studies/held_out.md). It is no law: on a ResNet-18 it is about 1, ten times what is
+    used on CIFAR, and with large batches it was far from the best. ‖w₀‖ is that of what trains, so
+    of adapters or of a new last layer alone.
+
+    Where all parameters are 0, as those are that ``init`` makes of shapes, ρ is NaN until a state
+    is restored, and so are the updates.
 
     Args:
       fraction: a >= 0.
@@ -118,6 +123,6 @@ def of_weights(fraction: float = 0.009) -> Radius:
 
     def init(params):
         norm = _tree.norm(params).astype(jnp.float32)
-        return jnp.asarray(fraction, jnp.float32) * norm
+        return jnp.where(norm > 0, norm, jnp.nan)
 
-    return Radius(init, lambda state, step: state)
+    return Radius(init, lambda state, step: jnp.asarray(fraction, jnp.float32) * state)

@@ -1,5 +1,6 @@
 """A check, before training, that the arguments of ``tx.update`` belong together."""
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from arsam_jax import _check, _tree
+from arsam_jax import _check, _tree, microbatches
 from arsam_jax.core import SharpnessAwareState, Witness
 
 _OTHER_LOSS = (
@@ -166,10 +167,7 @@ def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Ite
         gradients["the gradient of the mean of example_loss_fn"] = _tree.gradient(
             lambda params: jnp.mean(functions["example_loss_fn"](params, extra_args.get("batch")))
         )
-    if extra_args.get("microbatch_grads") is not None:
-        gradients["the mean of microbatch_grads"] = lambda params: jax.tree.map(
-            lambda x: jnp.mean(x, 0), extra_args["microbatch_grads"]
-        )
+    yield from _check_microbatches(params, extra_args, tolerance)
     for name, gradient in gradients.items():
         try:
             problems = [*_differences(grads, gradient(point), params, tolerance)]
@@ -177,6 +175,28 @@ def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Ite
             problems = [] if error else [f"... {type(its_error).__name__}: {its_error}"]
         for problem in problems:
             yield f"Compared with {name}, grads {problem}"
+
+
+def _check_microbatches(params, extra_args, tolerance) -> Iterator[str]:
+    given: list[Any] = jax.tree.leaves(extra_args.get("microbatch_grads"))
+    example_loss_fn, batch = _functions(extra_args).get("example_loss_fn"), extra_args.get("batch")
+    if not given or example_loss_fn is None or batch is None:
+        return
+    try:
+        parts = microbatches.cut(batch, len(given[0]))
+        for k in range(len(given[0])):
+            part, own = (jax.tree.map(operator.itemgetter(k), tree) for tree in (parts, given))
+            taken = _tree.gradient(
+                lambda params, part=part: jnp.mean(example_loss_fn(params, part))
+            )(_tree.widen(params))
+            for problem in _differences(own, jax.tree.leaves(taken), params, tolerance):
+                yield (
+                    f"microbatch_grads of micro-batch {k}, of examples {k}, {k + len(given[0])}, …,"
+                    f" compared with the gradient of example_loss_fn there, {problem}"
+                )
+                return
+    except Exception:  # of the user's functions or of shapes, which the update has met
+        return
 
 
 def _differences(got, expected, params, tolerance, else_why=_OTHER_LOSS) -> Iterator[str]:

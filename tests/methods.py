@@ -69,6 +69,12 @@ METHODS |= {
     "arsam_reuse_until_next": Case(
         PUBLIC["arsam"], {"rho": 0.1, "alpha": 0.5, "initial_samples": 10, "reuse_steps": None}
     ),
+    "budgeted_m_sam": Case(
+        PUBLIC["budgeted_sam"]._replace(
+            evaluations=0, needs=("example_loss_fn", "batch"), is_local=True
+        ),
+        {"rho": 0.1, "share": 0.3, "num_microbatches": 2},
+    ),
     "esam_per_tensor": Case(
         PUBLIC["esam"]._replace(evaluations=1, is_local=False),
         {"rho": 0.1, "beta": 0.6, "gamma": 1, "per": "tensor"},

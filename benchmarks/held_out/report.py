@@ -25,7 +25,7 @@ from benchmarks.held_out.study import REFERENCES, Options
 from benchmarks.held_out.workloads import FIRST, SECOND, WORKLOADS
 
 SETS = {"second": SECOND, "first": FIRST}
-SHOWN = ("budgeted_sam", "budgeted_m_sam", "arsam_segments_of_8", "sam")  # in the figure
+SHOWN = ("sam", "budgeted_sam", "budgeted_m_sam", "sam_of_weights", "budgeted_m_sam_of_weights")
 LEAST_GAIN = 2  # standard errors of SAM's gain, below which a share of it says nothing
 
 
@@ -205,7 +205,7 @@ def plot(found: dict[str, list[Line]], path: Path) -> None:
                 axes.plot([line.gradients] * len(x), x, ".", color=f"C{number}", alpha=0.4)
         axes.axhline(100, color="0.8", zorder=0)
         axes.axhline(0, color="0.8", zorder=0)
-        axes.set_ylim(FLOOR - 10, 210)
+        axes.set_ylim(FLOOR - 10, 270)
         axes.set_xlabel("gradients a step")
         axes.set_title(f"{name} set: median and each of {len(of_set[0].gaps)}")
     panels[0].set_ylabel("share of tuned SAM's gain over the best SGD, %")

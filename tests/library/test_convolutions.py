@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from arsam_jax import convolutions as module
+from arsam_jax import microbatches
 from arsam_jax.convolutions import fast_convolutions
 from tests.versions import needs_set_mesh
 
@@ -276,6 +277,14 @@ def test_reaches_every_depth(model):
     gradient = jax.grad(lambda w: jnp.mean(model(w, x) ** 2))
     inside = assert_same_bits if model in FLAT else assert_close
     check(gradient, normal(1, (3, 3, 4, 4)) / 5, inside)
+
+
+def test_gradients_of_microbatches():
+    def example_loss_fn(w, x):
+        return jnp.mean(conv(x, w) ** 2, axis=(1, 2, 3))
+
+    take = microbatches.value_and_grad(example_loss_fn, 2)
+    assert all_canonical(take, normal(1, (3, 3, 4, 4)), normal(0, (4, 6, 6, 4)))
 
 
 def test_vmap_of_the_whole():

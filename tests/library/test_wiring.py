@@ -82,7 +82,18 @@ MISTAKES = {
                 params_of_three(), make_batch(1)
             )[2],
         ),
-        "Compared with the mean of microbatch_grads.*another mini-batch",
+        "microbatch_grads of micro-batch 0, .*another mini-batch",
+    ),
+    "micro-batches of another cut": (
+        lambda: check(
+            tx=make_chain(arsam_jax.m_sam(0.1, 2)),
+            example_loss_fn=example_loss_fn,
+            batch=BATCH,
+            microbatch_grads=jax.vmap(gradient, (None, 0))(
+                params_of_three(), jax.tree.map(lambda x: x.reshape(2, 8, *x.shape[1:]), BATCH)
+            ),
+        ),
+        "microbatch_grads of micro-batch 0, of examples 0, 2, .*another mini-batch",
     ),
     "other dropout key": (
         lambda: check(
