@@ -1,7 +1,7 @@
 """Trainings on which no method was made, of kinds that the five for development lack.
 
 Only SGD and SAM are tuned on them. They stay as they are: a change makes every figure of this study
-another one. There are two sets. Methods were seen on ``FIRST`` before ``sampled_m_sam`` got its
+another one. There are two sets. Methods were seen on ``FIRST`` before ``budgeted_m_sam`` got its
 micro-batches and its radius, on ``SECOND`` none was.
 
 Not all of their data are new. MNIST-1D is that of two of the five, with other schedules, batches,
