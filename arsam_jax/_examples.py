@@ -44,12 +44,8 @@ def example_loss(
         raise TypeError(
             f"example_loss_fn must be a function of params and batch, got {example_loss_fn!r}."
         )
-    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or () in sizes:
-        raise ValueError(
-            f"Every leaf of {name} must have the same first axis, got the sizes {sorted(sizes)}."
-        )
-    if sizes == {(0,)}:
+    size = batch_size(batch, name)
+    if size == 0:
         raise ValueError(f"{name} must hold at least one example, got 0.")
 
     def loss_fn(params, batch):
@@ -71,4 +67,14 @@ def example_loss(
             )
         return result
 
-    return loss_fn, next(iter(sizes))[0]
+    return loss_fn, size
+
+
+def batch_size(batch: Any, name: str = "batch") -> int:
+    """The first axis of every leaf; a ValueError if they differ in it."""
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"Every leaf of {name} must have the same first axis, got the sizes {sorted(sizes)}."
+        )
+    return next(iter(sizes))[0]

@@ -16,6 +16,7 @@ from flax.training import train_state
 
 from arsam_jax import _check, _tree
 from arsam_jax.convolutions import fast_convolutions
+from arsam_jax.microbatches import cut
 
 _EXTRA_ARGS = {
     *("grad_fn", "previous_grad_fn", "value_fn", "example_loss_fn", "batch", "fisher_batch"),
@@ -172,11 +173,7 @@ def _split(args, num_parts):
             "num_microbatches must divide the first axis of every array in args, of one size, got"
             f" {num_parts} and the sizes {sorted(sizes)}."
         )
-    parts = [
-        x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
-        for x, splits in zip(leaves, is_split, strict=True)
-        if splits
-    ]
+    parts = cut([x for x, splits in zip(leaves, is_split, strict=True) if splits], num_parts)
 
     def join(part):
         of_part = iter(part)

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from arsam_jax import _check, _tree
-from arsam_jax._examples import example_loss
+from arsam_jax._examples import batch_size, example_loss
 from arsam_jax.convolutions import fast_convolutions
 
 
@@ -24,12 +23,7 @@ def cut(batch: Any, num_microbatches: int) -> Any:
     """
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
-    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or () in sizes:
-        raise ValueError(
-            f"Every leaf of batch must have the same first axis, got the sizes {sorted(sizes)}."
-        )
-    size = next(iter(sizes))[0]
+    size = batch_size(batch)
     if size % num_microbatches:
         raise ValueError(
             f"num_microbatches must divide the batch size {size}, got {num_microbatches}."

@@ -92,8 +92,7 @@ def check_same_everywhere(opt_state: Any) -> None:
       ValueError: on every process, naming what differs and its values.
     """
     state = get_state(opt_state)
-    decisive = state._asdict()
-    decisive = {name: decisive[name] for name in ("step", "age", "radius", "sampling")}
+    decisive = {name: getattr(state, name) for name in ("step", "age", "radius", "sampling")}
     for path, x in jax.tree_util.tree_leaves_with_path(decisive):
         local = local_parts(x)
         # What pmap keeps for each device lies along the first axis.

@@ -178,25 +178,26 @@ def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Ite
 
 
 def _check_microbatches(params, extra_args, tolerance) -> Iterator[str]:
-    given: list[Any] = jax.tree.leaves(extra_args.get("microbatch_grads"))
-    example_loss_fn, batch = _functions(extra_args).get("example_loss_fn"), extra_args.get("batch")
-    if not given or example_loss_fn is None or batch is None:
+    given, batch = (extra_args.get(name) for name in ("microbatch_grads", "batch"))
+    example_loss_fn = _functions(extra_args).get("example_loss_fn")
+    if given is None or example_loss_fn is None or batch is None:
         return
+    count = len(jax.tree.leaves(given)[0])
     try:
-        parts = microbatches.cut(batch, len(given[0]))
-        for k in range(len(given[0])):
-            part, own = (jax.tree.map(operator.itemgetter(k), tree) for tree in (parts, given))
-            taken = _tree.gradient(
-                lambda params, part=part: jnp.mean(example_loss_fn(params, part))
-            )(_tree.widen(params))
-            for problem in _differences(own, jax.tree.leaves(taken), params, tolerance):
-                yield (
-                    f"microbatch_grads of micro-batch {k}, of examples {k}, {k + len(given[0])}, …,"
-                    f" compared with the gradient of example_loss_fn there, {problem}"
-                )
-                return
+        take = microbatches.value_and_grad(example_loss_fn, count)
+        taken = jax.tree.map(jnp.conj, take(_tree.widen(params), batch)[2])
     except Exception:  # of the user's functions or of shapes, which the update has met
         return
+    if _check.differing_shapes(given, taken):  # the update has said so
+        return
+    for k in range(count):
+        own, right = (jax.tree.map(operator.itemgetter(k), tree) for tree in (given, taken))
+        for problem in _differences(own, right, params, tolerance):
+            yield (
+                f"microbatch_grads of micro-batch {k}, of examples {k}, {k + count}, …, compared"
+                f" with the gradient of example_loss_fn there, {problem}"
+            )
+            return
 
 
 def _differences(got, expected, params, tolerance, else_why=_OTHER_LOSS) -> Iterator[str]:

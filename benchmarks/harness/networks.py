@@ -61,6 +61,14 @@ class ResNet(nn.Module):
         return nn.Dense(NUM_CLASSES, kernel_init=nn.initializers.he_normal())(x)
 
 
+def patches(x: Any, size: int) -> Any:
+    """Images (batch, height, width, channels) as square patches (batch, number, numbers of one)."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+    x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
+    return x.reshape(batch, rows * columns, -1)
+
+
 class VisionTransformer(nn.Module):
     """Blocks of attention and MLP, LayerNorm first, on square patches; mean over the tokens."""
 
@@ -75,11 +83,9 @@ class VisionTransformer(nn.Module):
         del train
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
-        batch, height, width, channels = x.shape
-        rows, columns = height // self.patch, width // self.patch
-        x = x.reshape(batch, rows, self.patch, columns, self.patch, channels).swapaxes(2, 3)
+        x = patches(x, self.patch)
         # Named as the convolution it was, since initial values depend on the name.
-        x = dense(self.width, name="Conv_0")(x.reshape(batch, rows * columns, -1))
+        x = dense(self.width, name="Conv_0")(x)
         position = self.param("position", nn.initializers.normal(0.02), x.shape[1:])
         x = x + position.astype(self.dtype)[None]
         for _ in range(self.depth):

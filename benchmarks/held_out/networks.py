@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from benchmarks.harness.networks import NUM_CLASSES
+from benchmarks.harness.networks import NUM_CLASSES, patches
 
 
 class Recurrent(nn.Module):
@@ -48,10 +48,7 @@ class Mixer(nn.Module):
     @nn.compact
     def __call__(self, x, train=True):
         del train
-        batch, height, width, channels = x.shape
-        rows, columns = height // self.patch, width // self.patch
-        x = x.reshape(batch, rows, self.patch, columns, self.patch, channels).swapaxes(2, 3)
-        x = nn.Dense(self.width)(x.reshape(batch, rows * columns, -1))
+        x = nn.Dense(self.width)(patches(x, self.patch))
         for _ in range(self.depth):
             x = x + _two_layers(nn.LayerNorm()(x).swapaxes(1, 2), 2).swapaxes(1, 2)
             x = x + _two_layers(nn.LayerNorm()(x), 4)
