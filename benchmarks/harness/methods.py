@@ -7,7 +7,7 @@ from typing import NamedTuple
 import arsam_jax
 from arsam_jax import correction, sampling
 from arsam_jax.methods import METHODS as KNOWN
-from benchmarks.harness.training import MakeLink
+from benchmarks.harness.training import MakeLink, Whole
 from benchmarks.harness.workloads import Workload
 
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
@@ -18,7 +18,7 @@ class Method(NamedTuple):
     """How a method is made and what it costs.
 
     Attributes:
-      make: `(rho, share, total_steps, seed) -> link`.
+      make: `(rho, share, total_steps, seed) -> link`, or a `Whole`.
       shares: the values of its price knob that are tried: the share of sampled steps where a
         method can be told one.
       cost: `(sampled, share) -> gradients a step`, from the share of steps that were sampled.
@@ -28,7 +28,7 @@ class Method(NamedTuple):
       has_own_radius: whether its ρ is in other units than SAM's, which it cannot take over.
     """
 
-    make: MakeLink
+    make: MakeLink | Whole
     shares: tuple[float, ...] = SHARES
     cost: Callable[[float, float], float] = lambda sampled, share: 1 + sampled
     change: Callable[[Workload, float], Workload] = lambda workload, share: workload
@@ -43,11 +43,15 @@ def every_k(exponent: float) -> MakeLink:
     )
 
 
-def gated(rho, share, steps, seed):
-    """AE-SAM with both ends of its threshold moved so that normal ‖g‖² give the share."""
+def gate_of_share(share, steps, seed) -> sampling.SamplingPolicy:
+    """AE-SAM's, both ends of its threshold moved so that normal ‖g‖² give the share."""
     del seed
     shift = -((4 / 3) ** 0.5) * statistics.NormalDist().inv_cdf(share)
-    return arsam_jax.ae_sam(rho, steps, lambda_1=shift - 1, lambda_2=shift + 1)
+    return sampling.gradient_norm_gate(steps, lambda_1=shift - 1, lambda_2=shift + 1)
+
+
+def gated(rho, share, steps, seed):
+    return arsam_jax.sharpness_aware(rho, sampling=gate_of_share(share, steps, seed))
 
 
 def random_with_reuse(rho, share, steps, seed):

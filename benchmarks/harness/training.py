@@ -16,11 +16,22 @@ import optax
 import arsam_jax
 from arsam_jax import measure, microbatches
 from arsam_jax.convolutions import fast_convolutions
-from benchmarks.harness.workloads import Data, Setting, Workload, make_data
+from benchmarks.harness.workloads import Data, Setting, Term, Workload, make_data
 
 MEASURED_EXAMPLES = 256  # of the training set: curvature and sharpness are taken on these
 
 MakeLink = Callable[..., optax.GradientTransformationExtraArgs]
+
+
+class Whole(NamedTuple):
+    """What stands for a ``MakeLink`` where a link is not enough: it makes the whole optimizer.
+
+    Attributes:
+      make: ``(rho, share, total_steps, seed, *, base, schedule, workload) -> optimizer``, from the
+        base optimizer and its learning rates.
+    """
+
+    make: Callable[..., optax.GradientTransformationExtraArgs]
 
 
 class Result(NamedTuple):
@@ -38,7 +49,7 @@ class Result(NamedTuple):
 
 def train(
     workload: Workload,
-    make_link: MakeLink,
+    make_link: MakeLink | Whole,
     share: float,
     setting: Setting,
     seed: int,
@@ -97,6 +108,7 @@ class _State(NamedTuple):
     variables: Any  # (params, batch_stats)
     opt_state: Any
     average: Any  # of variables, or ()
+    memory: Any  # of the term of the loss, or ()
 
 
 class _Compiled(NamedTuple):
@@ -112,7 +124,7 @@ def _shape_of(x: np.ndarray) -> jax.ShapeDtypeStruct:
 @functools.lru_cache(maxsize=1)
 def _compile(
     workload: Workload,
-    make_link: MakeLink,
+    make_link: MakeLink | Whole,
     share: float,
     x: jax.ShapeDtypeStruct,
     labels: jax.ShapeDtypeStruct,
@@ -162,46 +174,65 @@ def num_steps(workload: Workload, num_train: int) -> int:
     return workload.epochs * (num_train // workload.batch_size)
 
 
-def _training(workload: Workload, make_link: MakeLink, share: float, num_train: int):
+def _training(workload: Workload, make_link: MakeLink | Whole, share: float, num_train: int):
     """``init(variables, seed, setting)``, ``run(state, seed, setting, x, labels, order, first=0)``.
 
     ``run`` takes the steps from ``first`` on, whose examples are in ``order``, (steps, batch), of a
     whole training.
     """
-    steps = num_steps(workload, num_train)
+    steps, term = num_steps(workload, num_train), workload.term
 
     def make_optimizer(seed, setting):
         schedule = _SCHEDULES[workload.schedule](setting.learning_rate, steps)
-        link = make_link(setting.rho, share, steps, seed)
+        knobs = setting.rho, share, steps, seed
         if workload.base == "adamw":
-            return optax.chain(link, optax.adamw(schedule, weight_decay=setting.weight_decay))
-        decay = optax.add_decayed_weights(setting.weight_decay)
-        return optax.chain(link, decay, optax.sgd(schedule, momentum=0.9))
+            base = [optax.adamw(schedule, weight_decay=setting.weight_decay)]
+        else:
+            decay = optax.add_decayed_weights(setting.weight_decay)
+            base = [decay, optax.sgd(schedule, momentum=0.9)]
+        if isinstance(make_link, Whole):
+            base = optax.chain(*base)
+            return make_link.make(*knobs, base=base, schedule=schedule, workload=workload)
+        return optax.chain(make_link(*knobs), *base)
 
     @jax.jit
     def init(variables, seed, setting):
+        params = variables[0]
         average = variables if workload.averaged else ()
-        return _State(variables, make_optimizer(seed, setting).init(variables[0]), average)
+        memory = term.init(params, num_train) if term else ()
+        return _State(variables, make_optimizer(seed, setting).init(params), average, memory)
 
     def run(state, seed, setting, x, labels, order, first=0):
         tx = make_optimizer(seed, setting)
 
+        def batch_of(number, indices):
+            if workload.augment is None:
+                return x[indices], labels[indices]
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            return workload.augment(key, x[indices]), labels[indices]
+
         @fast_convolutions
         def step(carry):
-            (((params, statistics), opt_state, average), (number, indices)) = carry
-            batch = x[indices], labels[indices]
-            if workload.augment is not None:
-                key = jax.random.fold_in(jax.random.key(seed), number)
-                batch = workload.augment(key, batch[0]), batch[1]
+            (state, (number, indices, indices_before)) = carry
+            (params, statistics), opt_state, average, memory = state
+            batch = batch_of(number, indices)
 
             def losses_of(params, batch):
                 return example_losses(workload, params, statistics, batch)
+
+            def grad_fn_of(batch):
+                return jax.grad(lambda params: losses_of(params, batch)[0].mean())
 
             def loss_fn(params):
                 losses, changed = losses_of(params, batch)
                 return losses.mean(), changed
 
-            if workload.num_microbatches == 1:
+            if term is not None:
+                grads, loss, new_statistics, memory = _with_term(
+                    workload, term, memory, params, statistics, number, indices, batch
+                )
+                more = {}
+            elif workload.num_microbatches == 1:
                 (loss, new_statistics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
                 more = {}
             else:
@@ -215,21 +246,42 @@ def _training(workload: Workload, make_link: MakeLink, share: float, num_train: 
                 grads,
                 opt_state,
                 params,
-                grad_fn=lambda params: jax.grad(loss_fn, has_aux=True)(params)[0],
+                grad_fn=grad_fn_of(batch),
+                previous_grad_fn=grad_fn_of(batch_of(number - 1, indices_before)),
                 example_loss_fn=lambda params, b: losses_of(params, b)[0],
                 batch=batch,
+                example_index=indices,
                 **more,
             )
             variables = optax.apply_updates(params, updates), new_statistics
             if workload.averaged:
                 part = 1 / max(1, workload.averaged * steps)
                 average = optax.incremental_update(variables, average, part)
-            return _State(variables, opt_state, average), loss
+            return _State(variables, opt_state, average, memory), loss
 
-        numbered = first + jnp.arange(len(order)), order
+        before = jnp.concatenate([order[:1], order[:-1]])
+        numbered = first + jnp.arange(len(order)), order, before
         return jax.lax.scan(lambda state, which: step((state, which)), state, numbered)
 
     return init, run
+
+
+def _with_term(workload, term: Term, memory, params, statistics, number, indices, batch):
+    """The gradient with the term, the loss without it, moved statistics and the next memory."""
+    x, labels = batch
+    epoch = number // (workload.num_train // workload.batch_size)
+
+    def outputs_of(params):
+        return _outputs(workload, params, statistics, x)[0]
+
+    def loss_fn(params):
+        outputs, changed = _outputs(workload, params, statistics, x)
+        loss = workload.objective.losses(outputs, labels).mean()
+        added = term.loss(memory, indices, epoch, outputs, outputs_of)
+        return loss + added, (loss, changed, outputs)
+
+    grads, (loss, changed, outputs) = jax.grad(loss_fn, has_aux=True)(params)
+    return grads, loss, changed, term.next(memory, indices, epoch, outputs, params)
 
 
 def _stable(learning_rate, steps):
@@ -246,7 +298,7 @@ _SCHEDULES = {"cosine": optax.cosine_decay_schedule, "stable": _stable}
 
 def snapshots(
     workload: Workload,
-    make_link: MakeLink,
+    make_link: MakeLink | Whole,
     setting: Setting,
     seed: int,
     data: Data,
@@ -268,9 +320,15 @@ def snapshots(
 def example_losses(workload: Workload, params, statistics, batch):
     """One loss for each example, with the statistics of the batch, and the moved running ones."""
     x, labels = batch
+    outputs, changed = _outputs(workload, params, statistics, x)
+    return workload.objective.losses(outputs, labels), changed
+
+
+def _outputs(workload, params, statistics, x):
+    """Of a network that trains, and the moved running statistics."""
     variables = {"params": params, "batch_stats": statistics}
     outputs, changed = workload.network.apply(variables, x, train=True, mutable=["batch_stats"])
-    return workload.objective.losses(outputs, labels), changed.get("batch_stats", {})
+    return outputs, changed.get("batch_stats", {})
 
 
 @functools.partial(jax.jit, static_argnums=0)

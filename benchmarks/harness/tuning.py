@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from benchmarks.harness import search, table
 from benchmarks.harness.search import Done
-from benchmarks.harness.training import MakeLink, train
+from benchmarks.harness.training import MakeLink, Whole, train
 from benchmarks.harness.workloads import WORKLOADS, Setting, Workload
 
 TUNING_SEEDS = (100, 101)
@@ -68,7 +68,7 @@ def settings_of_sam(workloads: tuple[str, ...], path: Path) -> dict[str, Setting
 def train_row(
     run: Run,
     workload: Workload,
-    make: MakeLink,
+    make: MakeLink | Whole,
     cost: Callable[[float, float], float],
     held_out: Literal["validation", "test"],
 ) -> dict[str, Any]:

@@ -46,6 +46,21 @@ CLASSES = Objective(
 )
 
 
+class Term(NamedTuple):
+    """What is added to the loss, with a state of its own.
+
+    Attributes:
+      init: ``(params, num_examples) -> state``.
+      loss: ``(state, index, epoch, outputs, outputs_of) -> scalar``: ``index`` says which examples
+        these are, ``outputs_of(params)`` are theirs at other parameters.
+      next: ``(state, index, epoch, outputs, params) -> state``, after the step.
+    """
+
+    init: Callable[..., Any]
+    loss: Callable[..., Any]
+    next: Callable[..., Any]
+
+
 class Workload(NamedTuple):
     """One training problem and the setting around which methods are tuned on it.
 
@@ -70,6 +85,7 @@ class Workload(NamedTuple):
       num_microbatches: of which gradients are taken one after another, and handed to the method.
       averaged: the share of the run over which the parameters that are scored are averaged, with
         weights that fall exponentially; 0 scores the last ones.
+      term: of the loss of the gradient, not of that of ``grad_fn``.
     """
 
     source: Source
@@ -89,6 +105,7 @@ class Workload(NamedTuple):
     num_classes: int = NUM_CLASSES
     num_microbatches: int = 1
     averaged: float = 0.0
+    term: Term | None = None
 
 
 class Data(NamedTuple):

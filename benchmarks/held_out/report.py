@@ -142,20 +142,20 @@ def gap_table(found: Sequence[Line]) -> str:
     return markdown_table(header, body)
 
 
-def workload_table(found: Sequence[Line]) -> str:
+def workload_table(found: Sequence[Line], is_shared: bool = True) -> str:
+    """With the share behind the method's name, or without."""
     names = list(found[0].gaps)
     body = [
-        [f"{line.method} {_fraction(line.share)}", *(f"{line.gaps[name]:.0f}" for name in names)]
-        for line in found
+        [_name(line, is_shared), *(f"{line.gaps[name]:.0f}" for name in names)] for line in found
     ]
     return markdown_table(["method", *names], body)
 
 
-def score_table(found: Sequence[Line]) -> str:
+def score_table(found: Sequence[Line], is_shared: bool = True) -> str:
     names = list(found[0].scores)
     body = [
         [
-            f"{line.method} {_fraction(line.share)}",
+            _name(line, is_shared),
             *(f"{line.scores[name]:.2f}" if name in line.scores else "–" for name in names),
         ]
         for line in found
@@ -211,6 +211,10 @@ def plot(found: dict[str, list[Line]], path: Path) -> None:
     panels[0].set_ylabel("share of tuned SAM's gain over the best SGD, %")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=120)
+
+
+def _name(line: Line, is_shared: bool) -> str:
+    return f"{line.method} {_fraction(line.share)}" if is_shared else line.method
 
 
 def _fraction(share: float) -> str:

@@ -15,7 +15,7 @@ import arsam_jax
 from arsam_jax import radius, sampling
 from benchmarks.harness import search, table, tuning
 from benchmarks.harness.methods import METHODS as KNOWN
-from benchmarks.harness.methods import Method, arsam, every_step
+from benchmarks.harness.methods import Method, arsam
 from benchmarks.harness.tuning import Run
 from benchmarks.harness.workloads import CLASSES, Setting, Workload
 from benchmarks.held_out.workloads import WORKLOADS
@@ -83,6 +83,7 @@ BASELINES = {  # that need no second gradient, and have SGD's setting
     "sgd_label_smoothing": free((0.1, 0.3), smoothed),
     "sgd_microbatches": free((1,), in_microbatches),
 }
+BASES = ("sgd", *BASELINES)
 METHODS = {
     "sgd": KNOWN["sgd"],
     **BASELINES,
@@ -118,14 +119,7 @@ METHODS = {
         shares=(0,),
         cost=lambda sampled, share: 1,
     ),
-    **{name: KNOWN[name]._replace(shares=(1 / 4,)) for name in ("looksam", "ae_sam")},
-    "esam": KNOWN["esam"]._replace(shares=(1 / 2,)),
-    **{
-        name: KNOWN[name]
-        for name in ("m_sam", "gsam", "asam", "friendly_sam", "gradient_norm_penalty", "rw_sam")
-    },
-    "wsam": every_step("wsam"),
-    "gam": every_step("gam"),
+    "m_sam": KNOWN["m_sam"],
 }
 
 
@@ -144,23 +138,33 @@ class Options(search.Options):
     def __post_init__(self):
         super().__post_init__()
         search.check_names(self, workloads=WORKLOADS, methods=METHODS)
-        if set(self.seeds) & set(TUNING_SEEDS):
-            raise SystemExit(f"--seeds must differ from the tuning seeds {TUNING_SEEDS}")
-        if len(set(self.seeds)) < 2:
-            raise SystemExit(f"--seeds: {self.seeds} are too few to tell an error")
+        check_seeds(self.seeds)
 
 
-def execute(run: Run) -> dict[str, Any]:
+def check_seeds(seeds: tuple[int, ...]) -> None:
+    if set(seeds) & set(TUNING_SEEDS):
+        raise SystemExit(f"--seeds must differ from the tuning seeds {TUNING_SEEDS}")
+    if len(set(seeds)) < 2:
+        raise SystemExit(f"--seeds: {seeds} are too few to tell an error")
+
+
+def row_of(run: Run, method: Method) -> dict[str, Any]:
     """Trains and returns the row of a run."""
     held_out = "validation" if run.stage == "tune" else "test"
-    method = METHODS[run.method]
     workload = method.change(WORKLOADS[run.workload], run.share)
     return tuning.train_row(run, workload, method.make, method.cost, held_out)
 
 
-def seconds(run: Run) -> float:
-    method = METHODS[run.method]
+def seconds_of(run: Run, method: Method) -> float:
     return 2 + WORKLOADS[run.workload].seconds * method.cost(run.share, run.share)
+
+
+def execute(run: Run) -> dict[str, Any]:
+    return row_of(run, METHODS[run.method])
+
+
+def seconds(run: Run) -> float:
+    return seconds_of(run, METHODS[run.method])
 
 
 STUDY = search.Study(Run, execute, tuning.group, seconds)
@@ -187,9 +191,8 @@ def reporting_runs(
     options: Options, methods: Collection[str], sgd: dict[str, Setting], sam: dict[str, Setting]
 ) -> list[Run]:
     """Each method with SAM's setting, SGD and what is free with SGD's."""
-    bases = "sgd", *BASELINES
     return [
-        Run("run", workload, name, share, seed, *(sgd if name in bases else sam)[workload])
+        Run("run", workload, name, share, seed, *(sgd if name in BASES else sam)[workload])
         for workload in options.workloads
         for name, method in METHODS.items()
         if name in methods
