@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints docs dist help
 .DELETE_ON_ERROR:
 
-demo: .venv/installed  ## the default run: SGD, SAM and ARSAM on digits with noisy labels
+demo: .venv/installed  ## SGD, SAM, ARSAM and budgeted SAM on digits with noisy labels
 	$(BIN)/python -m examples.classification $(if $(wildcard runs/digits/config.json),--resume)
 
 test: .venv/installed  ## everything

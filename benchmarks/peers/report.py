@@ -50,8 +50,9 @@ def write(options: Options, runs: Sequence[Run], done: Done) -> list[Path]:
     plot(found, figure)
     parts = [
         "# Peers, with dials of their own\n",
-        f"Seeds: {len(options.seeds)}. Share of the gain of tuned SAM over the best SGD, in %. Two"
-        " errors of the mean: between seeds, and between workloads.\n",
+        f"Seeds: {len(options.seeds)}. Share of the gain of tuned SAM over the best SGD, in %, over"
+        f" the trainings where that gain is above {report.LEAST_GAIN} of its standard errors in"
+        " these seeds, too. Two errors of the mean: between seeds, and between trainings.\n",
         f"![each training, and the median]({figure.name})\n",
         markdown_table(header, body),
         "Each workload, ± the standard error between seeds:\n",

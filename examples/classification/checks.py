@@ -13,7 +13,7 @@ _POSITIVE = (
     *("epochs", "batch_size", "accumulate", "segment_length", "evaluate_every", "seeds_at_once"),
 )
 _NOT_NEGATIVE = (
-    *("learning_rate", "weight_decay", "rho", "alpha", "reuse_steps"),
+    *("learning_rate", "weight_decay", "rho", "rho_of_weights", "alpha", "reuse_steps"),
     *("checkpoint_seconds", "devices", "width", "depth", "patience"),
     *("train_examples", "image_size", "input_workers"),
 )
@@ -73,10 +73,11 @@ def _check_optimizer(config: Config) -> None:
 
 def _check_methods(config: Config) -> None:
     parts = methods.NUM_MICROBATCHES
-    require(
-        "m_sam" not in config.method or config.batch_size % parts == 0,
-        f"m_sam needs a --batch-size divisible by {parts}",
-    )
+    for name in ("m_sam", *methods.MICROBATCHED):
+        require(
+            name not in config.method or config.batch_size % parts == 0,
+            f"{name} needs a --batch-size divisible by {parts}",
+        )
     if config.accumulate > 1:
         whole = [name for name in config.method if name in methods.OF_THE_WHOLE_BATCH]
         require(

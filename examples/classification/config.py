@@ -98,6 +98,9 @@ class Config:
 
     rho: float = 0.1
     """Radius of the perturbation."""
+    rho_of_weights: float = 0.0
+    """Not 0: ρ is this part of the length of the weights at the start, and --rho is not read (but
+    by gam, for its second radius). 0.009 suits small networks for which none was tuned."""
     alpha: float = 0.4
     """ARSAM: how strongly the PSF's share of the gradient moves the sampling."""
     segment_length: int = 50
@@ -105,7 +108,7 @@ class Config:
     reuse_steps: int = 2
     """ARSAM: steps after a sample that reuse its PSF."""
     share: float = 1 / 8
-    """budgeted_sam: the share of sampled steps, in (0, 1]."""
+    """budgeted_sam and budgeted_m_sam: the share of sampled steps, in (0, 1]."""
 
     evaluate_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""

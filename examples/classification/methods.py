@@ -2,14 +2,18 @@
 
 import optax
 
+import arsam_jax
 from arsam_jax.methods import METHODS as _FACTS
 from examples.classification.config import Config
 from examples.common import methods, optimizers
 from examples.common.errors import ConfigError
 from examples.common.methods import NUM_MICROBATCHES, SHARE_OF_EXAMPLES
 
-METHODS = ("sgd", *methods.METHODS, "saf", "mesa")
+METHODS = ("sgd", *methods.METHODS, "budgeted_m_sam", "saf", "mesa")
 """sgd is the base optimizer alone; SAF and MESA are terms of the loss, see ``trajectory.py``."""
+
+# Which take the gradients of micro-batches, that a step hands them: ``in_microbatches.py``.
+MICROBATCHED = ("budgeted_m_sam",)
 
 # Where a sampled step costs something else than one gradient more, so 2 / (1 + %SAM) says nothing.
 OTHER_PRICES = {name for name, facts in _FACTS.items() if facts.gradients != 2} | {"saf", "mesa"}
@@ -18,11 +22,13 @@ OTHER_PRICES = {name for name, facts in _FACTS.items() if facts.gradients != 2} 
 UNMEASURED = {name for name, facts in _FACTS.items() if not facts.reads_grads}
 
 # Which look at the examples of a batch themselves, so that it cannot come in parts.
-OF_THE_WHOLE_BATCH = {name for name, facts in _FACTS.items() if facts.is_local}
+OF_THE_WHOLE_BATCH = {name for name, facts in _FACTS.items() if facts.is_local} | {*MICROBATCHED}
 
 
 def gradients(name: str) -> float:
     """About what a sampled step costs, in gradients of the mini-batch."""
+    if name in MICROBATCHED:
+        return 2.0
     return 4 / 3 if name == "mesa" else methods.gradients(name)
 
 
@@ -43,7 +49,7 @@ def perturbation_size(name: str, config: Config) -> int | None:
         return None
     if name in ("k_sam", "ausam"):
         return max(1, round(SHARE_OF_EXAMPLES * config.batch_size))
-    return config.batch_size // (NUM_MICROBATCHES if name == "m_sam" else 1)
+    return config.batch_size // (NUM_MICROBATCHES if name in ("m_sam", *MICROBATCHED) else 1)
 
 
 def make_method(
@@ -64,6 +70,11 @@ def make_method(
         schedule=schedule,
         seed=seed,
     )
+    if name == "budgeted_m_sam":
+        link = arsam_jax.budgeted_sam(
+            training.rho(), share=config.share, num_microbatches=NUM_MICROBATCHES
+        )
+        return optax.chain(link, base)
     return methods.make_method(name, training, base)
 
 

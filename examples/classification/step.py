@@ -87,7 +87,7 @@ def train_step(
       state: a ``TrainState``.
       key: of dropout; both gradients of the step have the same.
       value_and_grad: of the loss, with the arguments of ``losses_fn``, where that is not the mean
-        of the losses or is computed otherwise.
+        of the losses or is computed otherwise. A third result is the gradients of micro-batches.
       extra_args: further ones for the optimizer.
 
     Returns:
@@ -99,7 +99,9 @@ def train_step(
     def value_and_grad_at(params):
         return value_and_grad(params, state.batch_stats, batch, key)
 
-    (loss, (logits, batch_stats)), grads = value_and_grad_at(state.params)
+    (loss, (logits, batch_stats)), grads, *of_each = value_and_grad_at(state.params)
+    if of_each:
+        (extra_args["microbatch_grads"],) = of_each
     new_state = state.apply_gradients(
         grads=grads,
         batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped

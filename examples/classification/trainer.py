@@ -13,11 +13,17 @@ import numpy as np
 import optax
 
 import arsam_jax
-from examples.classification import accumulation, ema, models, step, trajectory
+from examples.classification import accumulation, ema, in_microbatches, models, step, trajectory
 from examples.classification.config import Config
 from examples.classification.data import augment
 from examples.classification.data.images import Dataset, Images
-from examples.classification.methods import UNMEASURED, make_method, make_schedule
+from examples.classification.methods import (
+    MICROBATCHED,
+    NUM_MICROBATCHES,
+    UNMEASURED,
+    make_method,
+    make_schedule,
+)
 from examples.common import devices, pipeline
 from examples.common.errors import ConfigError
 
@@ -132,7 +138,10 @@ class Trainer:
     def compile_step(self, method: str, num_seeds: int = 1) -> Callable:
         """The train step, compiled now, so that no compilation falls into the measured time."""
         whole, split = devices.whole(self.mesh), devices.split(self.mesh)
-        train_step = functools.partial(self.train_step, measure=method not in UNMEASURED)
+        parts = NUM_MICROBATCHES if method in MICROBATCHED else 1
+        train_step = functools.partial(
+            self.train_step, measure=method not in UNMEASURED, num_microbatches=parts
+        )
         jitted = jax.jit(
             train_step if num_seeds == 1 else jax.vmap(train_step),
             in_shardings=(whole, split, split, split) if num_seeds == 1 else None,
@@ -169,21 +178,26 @@ class Trainer:
         index: jax.Array,
         *,
         measure: bool = True,
+        num_microbatches: int = 1,
     ) -> tuple[TrainState, jax.Array]:
         """One step of any method. Returns the next state and the values of STEP_METRICS.
 
         ``index`` says which examples of the training set these are, ``measure`` whether the method
-        is asked for all of its metrics.
+        is asked for all of its metrics, ``num_microbatches`` of how many it gets the gradients.
         """
         epoch = state.step // self.steps_per_epoch
         dropout_key, augment_key = _keys(state, state.step)
         batch = step.Batch(self._inputs(images, augment_key), labels, index)
-        value_and_grad = accumulation.in_parts(
-            jax.value_and_grad(
-                trajectory.loss_with_term(self._losses_fn, state.trajectory, epoch), has_aux=True
-            ),
-            self.config.accumulate,
-        )
+        if num_microbatches > 1:
+            value_and_grad = in_microbatches.value_and_grad(self._losses_fn, num_microbatches)
+        else:
+            value_and_grad = accumulation.in_parts(
+                jax.value_and_grad(
+                    trajectory.loss_with_term(self._losses_fn, state.trajectory, epoch),
+                    has_aux=True,
+                ),
+                self.config.accumulate,
+            )
         new_state, loss, logits, grads = step.train_step(
             state,
             batch,

@@ -21,6 +21,8 @@ class Options(Protocol):
     @property
     def rho(self) -> float: ...
     @property
+    def rho_of_weights(self) -> float: ...
+    @property
     def alpha(self) -> float: ...
     @property
     def segment_length(self) -> int: ...
@@ -49,6 +51,12 @@ class Training(NamedTuple):
     schedule: optax.Schedule
     seed: int
 
+    def rho(self, factor: float = 1) -> arsam_jax.radius.ScalarOrSchedule:
+        """The radius, times a factor."""
+        if self.options.rho_of_weights:
+            return arsam_jax.radius.of_weights(factor * self.options.rho_of_weights)
+        return factor * self.options.rho
+
     @property
     def five_epochs(self) -> int:
         """Steps between the masks of sparse SAM, as in its authors' code."""
@@ -58,42 +66,40 @@ class Training(NamedTuple):
 # All but the settings is as in the papers, but for MOMENTUM_SAM_RADIUS, GAM's second radius, the
 # one of what is SAM in it, and the Fisher masks of sparse SAM, which look at the mini-batch.
 METHODS: dict[str, Callable[[Training], optax.GradientTransformation]] = {
-    "sam": lambda t: arsam_jax.sam(t.options.rho),
+    "sam": lambda t: arsam_jax.sam(t.rho()),
     "arsam": lambda t: _arsam(t, t.options.reuse_steps),
     "arsam_a": lambda t: _arsam(t, reuse_steps=0),
-    "budgeted_sam": lambda t: arsam_jax.budgeted_sam(t.options.rho, share=t.options.share),
-    "sam_every_k": lambda t: arsam_jax.sam_every_k(t.options.rho, k=5),
-    "looksam": lambda t: arsam_jax.looksam(t.options.rho),
-    "ae_sam": lambda t: arsam_jax.ae_sam(t.options.rho, t.total_steps),
-    "final_phase_sam": lambda t: arsam_jax.final_phase_sam(
-        t.options.rho, t.total_steps, share=0.25
-    ),
-    "esam": lambda t: arsam_jax.esam(t.options.rho, seed=t.seed),
+    "budgeted_sam": lambda t: arsam_jax.budgeted_sam(t.rho(), share=t.options.share),
+    "sam_every_k": lambda t: arsam_jax.sam_every_k(t.rho(), k=5),
+    "looksam": lambda t: arsam_jax.looksam(t.rho()),
+    "ae_sam": lambda t: arsam_jax.ae_sam(t.rho(), t.total_steps),
+    "final_phase_sam": lambda t: arsam_jax.final_phase_sam(t.rho(), t.total_steps, share=0.25),
+    "esam": lambda t: arsam_jax.esam(t.rho(), seed=t.seed),
     "sparse_sam": lambda t: arsam_jax.sparse_sam(
-        t.options.rho,
+        t.rho(),
         mask=lambda sparsity: arsam_jax.sparse.fisher_mask(sparsity, refresh_every=t.five_epochs),
     ),
     "sparse_sam_dynamic": lambda t: arsam_jax.sparse_sam(
-        t.options.rho,
+        t.rho(),
         mask=lambda sparsity: arsam_jax.sparse.dynamic_mask(
             sparsity, t.total_steps, refresh_every=t.five_epochs, seed=t.seed
         ),
     ),
-    "gradient_norm_penalty": lambda t: arsam_jax.gradient_norm_penalty(t.options.rho, strength=0.7),
-    "asam": lambda t: arsam_jax.asam(t.options.rho),
-    "gsam": lambda t: arsam_jax.gsam(t.options.rho, alpha=0.2),
-    "usam": lambda t: arsam_jax.usam(t.options.rho),
-    "m_sam": lambda t: arsam_jax.m_sam(t.options.rho, NUM_MICROBATCHES),
-    "multi_step_sam": lambda t: arsam_jax.multi_step_sam(t.options.rho, num_steps=2),
-    "momentum_sam": lambda t: arsam_jax.momentum_sam(MOMENTUM_SAM_RADIUS * t.options.rho),
-    "friendly_sam": lambda t: arsam_jax.friendly_sam(t.options.rho),
-    "gam": lambda t: arsam_jax.gam(t.options.rho, grad_rho=t.options.rho),
-    "wsam": lambda t: arsam_jax.wsam(t.options.rho),  # decoupled: make_method
-    "sampa": lambda t: arsam_jax.sampa(t.options.rho, t.schedule),
-    "rw_sam": lambda t: arsam_jax.rw_sam(t.options.rho, seed=t.seed),
-    "k_sam": lambda t: arsam_jax.k_sam(t.options.rho, SHARE_OF_EXAMPLES),
+    "gradient_norm_penalty": lambda t: arsam_jax.gradient_norm_penalty(t.rho(), strength=0.7),
+    "asam": lambda t: arsam_jax.asam(t.rho()),
+    "gsam": lambda t: arsam_jax.gsam(t.rho(), alpha=0.2),
+    "usam": lambda t: arsam_jax.usam(t.rho()),
+    "m_sam": lambda t: arsam_jax.m_sam(t.rho(), NUM_MICROBATCHES),
+    "multi_step_sam": lambda t: arsam_jax.multi_step_sam(t.rho(), num_steps=2),
+    "momentum_sam": lambda t: arsam_jax.momentum_sam(t.rho(MOMENTUM_SAM_RADIUS)),
+    "friendly_sam": lambda t: arsam_jax.friendly_sam(t.rho()),
+    "gam": lambda t: arsam_jax.gam(t.rho(), grad_rho=t.options.rho),
+    "wsam": lambda t: arsam_jax.wsam(t.rho()),  # decoupled: make_method
+    "sampa": lambda t: arsam_jax.sampa(t.rho(), t.schedule),
+    "rw_sam": lambda t: arsam_jax.rw_sam(t.rho(), seed=t.seed),
+    "k_sam": lambda t: arsam_jax.k_sam(t.rho(), SHARE_OF_EXAMPLES),
     "ausam": lambda t: arsam_jax.ausam(
-        t.options.rho,
+        t.rho(),
         t.num_examples,
         max(1, t.steps_per_epoch),
         share=SHARE_OF_EXAMPLES,
@@ -122,7 +128,7 @@ def gradients(name: str) -> float:
 
 def step_cost(name: str, options: Options) -> float:
     """About what a step costs on average, in gradients, before the share of samples is known."""
-    share = options.share if name == "budgeted_sam" else _SHARES.get(name, 1.0)
+    share = options.share if name.startswith("budgeted") else _SHARES.get(name, 1.0)
     return 1 + share * (gradients(name) - 1)
 
 
@@ -146,7 +152,7 @@ def make_method(
 def _arsam(training: Training, reuse_steps: int) -> optax.GradientTransformation:
     options = training.options
     return arsam_jax.arsam(
-        options.rho,
+        training.rho(),
         options.alpha,
         segment_length=options.segment_length,
         reuse_steps=reuse_steps,

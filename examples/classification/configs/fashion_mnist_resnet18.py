@@ -7,7 +7,10 @@ from examples.classification.config import Config
 
 config = Config(
     dataset="fashion_mnist",
-    method=("sgd", "sam", "sam_every_k", "looksam", "ae_sam", "arsam", "budgeted_sam"),
+    method=(
+        *("sgd", "sam", "sam_every_k", "looksam", "ae_sam"),
+        *("arsam", "budgeted_sam", "budgeted_m_sam"),
+    ),
     seeds=(0, 1, 2),
     model="resnet18",
     dtype="bfloat16",

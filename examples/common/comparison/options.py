@@ -47,6 +47,9 @@ class Options:
 
     rho: float = 0.1
     """Radius of the perturbation."""
+    rho_of_weights: float = 0.0
+    """Not 0: ρ is this part of the length of the weights at the start, and --rho is not read (but
+    by gam, for its second radius). 0.009 suits small networks for which none was tuned."""
     alpha: float = 0.4
     """ARSAM: how strongly the PSF's share of the gradient moves the sampling."""
     segment_length: int = 10
@@ -128,7 +131,7 @@ def check(options: Options) -> None:
         shares=("warmup", "momentum"),
         positive=("epochs", "batch_size", "segment_length"),
         not_negative=(
-            *("learning_rate", "weight_decay", "rho", "alpha", "reuse_steps"),
+            *("learning_rate", "weight_decay", "rho", "rho_of_weights", "alpha", "reuse_steps"),
             *("evaluate_every", "devices", "checkpoint_seconds"),
         ),
     )

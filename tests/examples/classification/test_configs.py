@@ -166,7 +166,7 @@ def test_the_list_has_all_configs_with_what_they_are(capsys):
         "cifar100, wrn28_10, arsam: 84.64 ± 0.17 %, 37.5 %SAM, 1.34 × SAM's speed"
     )
     assert lines[settings.names().index("digits")].endswith(
-        "digits, cnn, sgd sam arsam, 40 % label noise"
+        "digits, cnn, sgd sam arsam budgeted_m_sam, 40 % label noise"
     )
 
 

@@ -13,14 +13,24 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
 import arsam_jax
-from examples.classification import loop, methods, models, paper, plots, settings
+from examples.classification import (
+    in_microbatches,
+    loop,
+    methods,
+    models,
+    paper,
+    plots,
+    settings,
+)
 from examples.classification.__main__ import _describe, _few_segments, _without_term, load, main
 from examples.classification.config import Config
 from examples.classification.data import datasets
+from examples.classification.step import Batch, mean_of
 from examples.classification.trainer import STEP_METRICS, Trainer
 from examples.common import checkpoints, records
 from examples.common.errors import CheckpointError, ConfigError, StoppedError
@@ -325,6 +335,64 @@ def test_every_method_takes_the_same_train_step(method, trainer):
     )
     assert jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, state)
     assert metrics.shape == (len(STEP_METRICS),)
+
+
+def test_micro_batches_give_the_mean_and_the_gradient_of_each(trainer):
+    """Of micro-batches with other examples alone, and in the order of the batch."""
+    state = trainer.new_state("budgeted_m_sam", 0)
+    images = jnp.asarray(trainer.data.train_images[:20], jnp.float32) / 255
+    labels = jnp.asarray(trainer.data.train_labels[:20])
+    batch = Batch(images, labels, jnp.arange(20))
+    key = jax.random.key(3)
+
+    def losses_fn(params, batch_stats, batch, key):
+        losses, (logits, moved) = trainer._losses_fn(params, batch_stats, batch, key)
+        return losses, (logits + batch.index[:, None], moved)
+
+    take = in_microbatches.value_and_grad(losses_fn, 2)
+    (loss, (logits, stats)), grads, of_each = take(state.params, state.batch_stats, batch, key)
+    halves = [Batch(images[i::2], labels[i::2], batch.index[i::2]) for i in range(2)]
+    alone = jax.value_and_grad(mean_of(losses_fn), has_aux=True)
+    found = [alone(state.params, state.batch_stats, half, key) for half in halves]
+
+    def assert_close(actual, expected):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected
+        )
+
+    assert_close(loss, np.mean([value for (value, _), _ in found]))
+    for i, ((_, (half, _)), half_grads) in enumerate(found):
+        assert_close(logits[i::2], half)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], of_each), half_grads)
+    of_halves = [(moved, grads) for (_, (_, moved)), grads in found]
+    assert_close((stats, grads), jax.tree.map(lambda a, b: (a + b) / 2, *of_halves))
+
+
+def test_a_radius_of_the_weights_at_the_price_of_a_share(data_dir, tmp_path, capsys):
+    arguments = ["--method", "sam", "budgeted_m_sam", "--seeds", "0", "--rho-of-weights", "0.01"]
+    folder = ["--share", "0.25", "--data-dir", str(data_dir), "--output", str(tmp_path)]
+    assert main([*arguments, *TINY, "--epochs", "2", *folder]) == 0, capsys.readouterr().err
+    trainer = Trainer(
+        settings.parse([*arguments, *TINY, "--name", "other", *folder]),
+        datasets.load("digits", data_dir=data_dir),
+    )
+    shares = {"sam": 1.0, "budgeted_m_sam": 0.25}
+    for method, share in shares.items():
+        report = json.loads((tmp_path / f"digits/{method}/seed0/result.json").read_text())
+        assert report["percent_sam"] == pytest.approx(100 * share)
+        states, _ = take_steps(trainer, method, 1)
+        rho = 0.01 * float(optax.tree.norm(trainer.new_state(method, 7).params))
+        found = arsam_jax.get_metrics(states[0].opt_state).rho
+        assert found == pytest.approx(share ** (-2 / 3) * rho, rel=1e-5)
+
+
+def test_micro_batches_need_a_batch_that_they_divide():
+    with pytest.raises(ConfigError, match="budgeted_m_sam needs"):
+        settings.parse(["--method", "budgeted_m_sam", "--batch-size", "33"])
+    with pytest.raises(ConfigError, match="--accumulate is not for budgeted_m_sam"):
+        settings.parse(["--method", "budgeted_m_sam", "--accumulate", "2"])
+    with pytest.raises(ConfigError, match="--rho-of-weights"):
+        settings.parse(["--rho-of-weights", "-1"])
 
 
 @pytest.mark.parametrize("method", ["saf", "mesa"])
