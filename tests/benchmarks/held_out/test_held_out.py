@@ -69,8 +69,27 @@ def test_zero_is_the_best_sgd_and_others_have_the_setting_of_sam(options):
     assert row[:6] == [f"| {WITHOUT_GAIN}", "0.0566", "0.0005", "0.0566", "0.0005", "0.1"]
     norm = report.length_of_weights(WORKLOADS[WITHOUT_GAIN])
     assert row[6:] == [f"{0.1 / norm:.4f}", "0.00 ± 0.00, not counted |"]
-    assert "| sam_every_k | 1/8 | 1.000 | 25 | 0 | 25 | 25 | 0 |" in text
+    assert "| sam_every_k | 1/8 | 2 | 1.000 | 25 | 0 | 25 | 25 | 0 |" in text
     assert options.csv.with_suffix(".png").exists()
+
+
+def test_what_carries_a_claim_has_all_seeds_and_is_compared_with_its_own():
+    setting = {"tabular": Setting(0.1, 0.1, 0.1)}
+    options = Options(seeds=tuple(range(12)), workloads=("tabular",))
+    methods = ("sgd", "sam", "budgeted_sam", "sam_every_k")
+    runs = study.reporting_runs(options, methods, setting, setting)
+    assert {run.method for run in runs if run.seed == 11} == {"sgd", "sam", "budgeted_sam"}
+    scores = {"sgd": 0.0, "sam": 10.0, "budgeted_sam": 5.0, "sam_every_k": 5.0}
+    # SAM gains twice as much with the seeds that the last one has not.
+    done = {
+        run: row_of(run, scores[run.method] * (2 if run.method == "sam" and run.seed > 9 else 1))
+        for run in runs
+    }
+    found = {(line.method, line.share): line for line in report.lines(runs, done)}
+    assert found["sam_every_k", 1 / 8].gaps["tabular"].mean == pytest.approx(50)
+    assert found["sam_every_k", 1 / 8].seeds == 10
+    assert found["budgeted_sam", 1 / 4].gaps["tabular"].mean == pytest.approx(500 / (140 / 12))
+    assert found["budgeted_sam", 1 / 4].seeds == 12
 
 
 def test_a_share_of_no_gain_is_not_taken():
