@@ -81,7 +81,9 @@ def _check_methods(config: Config) -> None:
     if config.accumulate > 1:
         whole = [name for name in config.method if name in methods.OF_THE_WHOLE_BATCH]
         require(
-            not whole, f"--accumulate is not for {', '.join(whole)}, which sees single examples"
+            not whole,
+            f"--accumulate is not for {', '.join(whole)}, which sees single examples: leave it out"
+            " of --method",
         )
 
 

@@ -215,7 +215,8 @@ def test_sigterm_saves_and_a_full_disk_is_an_error_and_nothing_is_lost(
 
 def test_end_to_end(data_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(plots.STYLE, "figure.dpi", 40)
-    arguments = ["--seeds", "0", "1", "--data-dir", str(data_dir), *TINY, "--output", str(tmp_path)]
+    arguments = ["--method", "sgd", "sam", "arsam", "--seeds", "0", "1", *TINY]
+    arguments += ["--data-dir", str(data_dir), "--output", str(tmp_path)]
     assert main(arguments) == 0
     output = capsys.readouterr().out
     folder = tmp_path / "digits"
@@ -389,7 +390,9 @@ def test_a_radius_of_the_weights_at_the_price_of_a_share(data_dir, tmp_path, cap
 def test_micro_batches_need_a_batch_that_they_divide():
     with pytest.raises(ConfigError, match="budgeted_m_sam needs"):
         settings.parse(["--method", "budgeted_m_sam", "--batch-size", "33"])
-    with pytest.raises(ConfigError, match="--accumulate is not for budgeted_m_sam"):
+    with pytest.raises(
+        ConfigError, match=r"--accumulate is not for budgeted_m_sam.*leave it out of --method"
+    ):
         settings.parse(["--method", "budgeted_m_sam", "--accumulate", "2"])
     with pytest.raises(ConfigError, match="--rho-of-weights"):
         settings.parse(["--rho-of-weights", "-1"])
@@ -567,7 +570,7 @@ def test_accumulation_has_the_result_of_the_whole_batch(data_dir):
     arguments = (*arguments, "--learning-rate", "0.5", "--warmup-epochs", "0")
     states, histories = [], []
     for parts in ("1", "4"):
-        trainer = make_trainer(data_dir, *arguments, "--accumulate", parts)
+        trainer = make_trainer(data_dir, *arguments, "--method", "sam", "--accumulate", parts)
         (*_, state), metrics = take_steps(trainer, "sam", 3)
         states.append(state)
         histories.append([values["loss"] for values in metrics])
@@ -579,7 +582,7 @@ def test_accumulation_has_the_result_of_the_whole_batch(data_dir):
 def test_accumulation_normalises_each_part(data_dir):
     states = []
     for parts in ("1", "4"):
-        trainer = make_trainer(data_dir, "--dropout", "0", "--accumulate", parts)
+        trainer = make_trainer(data_dir, "--method", "sgd", "--dropout", "0", "--accumulate", parts)
         states += take_steps(trainer, "sgd", 1)[0]
     name = next(iter(states[0].batch_stats))
     once, four_times = (state.batch_stats[name]["var"] - 1 for state in states)
