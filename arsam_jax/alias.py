@@ -61,7 +61,8 @@ def looksam(rho: Radius, k: int = 5, alpha: float = 0.7, *, reuse_dtype: Any = N
     Args:
       rho: the radius.
       k: >= 1; 5 in the paper.
-      alpha: α >= 0; 0.7 in the paper.
+      alpha: α >= 0; 0.7 in the paper. It collapsed on six of nine small trainings; a search for
+        each took 0.1 to 0.7 (docs/studies/peers.md).
       reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
 
     References:
@@ -410,7 +411,8 @@ def momentum_sam(rho: Radius, *, decay: float = 0.9) -> Link:
 
     Args:
       rho: the radius, several times SAM's: the authors run 3 where SAM has 0.2. On digits 5 times
-        SAM's did as well as SAM, SAM's own as SGD, and 15 times learned nothing.
+        SAM's did as well as SAM, SAM's own as SGD, and 15 times learned nothing; elsewhere a search
+        took 2 to 8 times (docs/studies/peers.md).
       decay: μ in [0, 1), usually that of the base optimizer.
 
     References:
