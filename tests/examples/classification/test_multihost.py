@@ -143,7 +143,7 @@ def test_the_effective_m_is_the_batch_but_for_methods_that_divide_it():
     sizes = {method: perturbation_size(method, config) for method in config.method}
     assert {m for m, size in sizes.items() if size is None} == {"sgd", "saf", "mesa"}
     halves = {m for m, size in sizes.items() if size == 32}
-    assert halves == {"m_sam", "k_sam", "ausam"}
+    assert halves == {"m_sam", "budgeted_m_sam", "k_sam", "ausam"}
     assert {size for m, size in sizes.items() if m not in halves} == {64, None}
 
 
