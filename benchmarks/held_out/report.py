@@ -89,6 +89,12 @@ def mean_gap(gaps: dict[str, Estimate]) -> tuple[float, float, float]:
     return mean, of_seeds, mean_and_error(floored(gaps)).error
 
 
+def summary(gaps: dict[str, Estimate]) -> list[float]:
+    """``mean_gap``, and the median and the worst of the workloads."""
+    values = floored(gaps)
+    return [*mean_gap(gaps), statistics.median(values), min(values)]
+
+
 def floored(gaps: dict[str, Estimate]) -> list[float]:
     return [gap.mean if gap.mean > FLOOR else FLOOR for gap in gaps.values()]
 
@@ -155,10 +161,7 @@ def gap_table(found: Sequence[Line]) -> str:
     ]
     body = []
     for line in found:
-        mean, of_seeds, of_workloads = mean_gap(line.gaps)
-        values = floored(line.gaps)
-        shown = (mean, of_seeds, of_workloads, statistics.median(values), min(values))
-        cells = [f"{value:.0f}" for value in shown]
+        cells = [f"{value:.0f}" for value in summary(line.gaps)]
         point = [line.method, _fraction(line.share), f"{line.seeds}", f"{line.gradients:.3f}"]
         body.append([*point, *cells])
     return markdown_table(header, body)

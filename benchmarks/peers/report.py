@@ -30,12 +30,9 @@ def write(options: Options, runs: Sequence[Run], done: Done) -> list[Path]:
     header += [f"of the {len(second)} unseen: median", "worst"] if second else []
     body = []
     for line in found:
-        mean, of_seeds, of_workloads = report.mean_gap(line.gaps)
-        values = report.floored(line.gaps)
-        shown = [mean, of_seeds, of_workloads, statistics.median(values), min(values)]
+        shown = report.summary(line.gaps)
         if second:
-            unseen = report.floored({name: line.gaps[name] for name in second})
-            shown += [statistics.median(unseen), min(unseen)]
+            shown += report.summary({name: line.gaps[name] for name in second})[-2:]
         body.append([line.method, f"{line.gradients:.3f}", *(f"{x:.0f}" for x in shown)])
     sam = {run.workload: run for run in runs if run.method == "sam"}
     settings = {(run.workload, run.method): run for run in runs}

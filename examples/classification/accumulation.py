@@ -5,6 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from arsam_jax import microbatches
+
+
+def join(parts: jax.Array) -> jax.Array:
+    """What the examples of each part have, (parts, examples, ...), in the order of the batch."""
+    return jnp.moveaxis(parts, 0, 1).reshape(-1, *parts.shape[2:])
+
 
 def in_parts(value_and_grad: Callable, num_parts: int) -> Callable:
     """``value_and_grad`` of a batch, part after part; only one has its activations in memory.
@@ -20,12 +27,6 @@ def in_parts(value_and_grad: Callable, num_parts: int) -> Callable:
     if num_parts == 1:
         return value_and_grad
 
-    def split(x):
-        return jnp.moveaxis(x.reshape(-1, num_parts, *x.shape[1:]), 1, 0)
-
-    def join(x):
-        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-
     def of_all_parts(params, batch_stats, batch, key):
         def one_part(carry, part):
             batch_stats, loss, grads = carry
@@ -37,7 +38,7 @@ def in_parts(value_and_grad: Callable, num_parts: int) -> Callable:
             return carry, logits
 
         start = (batch_stats, jnp.zeros([]), jax.tree.map(jnp.zeros_like, params))
-        parts = (jnp.arange(num_parts), jax.tree.map(split, batch))
+        parts = (jnp.arange(num_parts), microbatches.cut(batch, num_parts))
         # XLA:CPU is slow at convolutions inside loops.
         unroll = jax.default_backend() == "cpu"
         (batch_stats, loss, grads), logits = jax.lax.scan(one_part, start, parts, unroll=unroll)

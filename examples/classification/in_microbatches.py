@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from arsam_jax import microbatches
+from examples.classification import accumulation
 from examples.classification.step import LossesFn
 
 
@@ -22,7 +22,10 @@ def value_and_grad(losses_fn: LossesFn, num_microbatches: int) -> Callable:
             has_aux=True,
         )
         (loss, (logits, moved)), grads, of_each = take(params, batch)
-        logits = jnp.moveaxis(logits, 0, 1).reshape(-1, *logits.shape[2:])  # in their order
-        return (loss, (logits, jax.tree.map(lambda x: x.mean(0), moved))), grads, of_each
+        return (
+            (loss, (accumulation.join(logits), jax.tree.map(lambda x: x.mean(0), moved))),
+            grads,
+            of_each,
+        )
 
     return of_all

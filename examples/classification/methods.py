@@ -36,6 +36,8 @@ def step_cost(name: str, num_seeds: int, config: Config) -> float:
     """About what a step of several seeds costs; under vmap every step is a sampled one."""
     if num_seeds > 1 or name == "mesa":
         return num_seeds * gradients(name)
+    if name in MICROBATCHED:
+        return 1 + config.share * (gradients(name) - 1)
     return methods.step_cost(name, config)
 
 

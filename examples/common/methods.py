@@ -128,7 +128,7 @@ def gradients(name: str) -> float:
 
 def step_cost(name: str, options: Options) -> float:
     """About what a step costs on average, in gradients, before the share of samples is known."""
-    share = options.share if name.startswith("budgeted") else _SHARES.get(name, 1.0)
+    share = options.share if name == "budgeted_sam" else _SHARES.get(name, 1.0)
     return 1 + share * (gradients(name) - 1)
 
 

@@ -387,6 +387,12 @@ def test_a_radius_of_the_weights_at_the_price_of_a_share(data_dir, tmp_path, cap
         assert found == pytest.approx(share ** (-2 / 3) * rho, rel=1e-5)
 
 
+def test_a_step_with_micro_batches_costs_a_share_more():
+    config = settings.parse(["--share", "0.25"])
+    assert methods.step_cost("budgeted_m_sam", 1, config) == 1.25
+    assert methods.step_cost("budgeted_m_sam", 3, config) == 6
+
+
 def test_micro_batches_need_a_batch_that_they_divide():
     with pytest.raises(ConfigError, match="budgeted_m_sam needs"):
         settings.parse(["--method", "budgeted_m_sam", "--batch-size", "33"])
