@@ -1,6 +1,8 @@
 # Needs Python >= 3.11, git and make. Everything else is installed into .venv by the first target.
 PYTHON ?= python3
 BIN := .venv/bin
+# What a file's tests share, one worker makes once.
+TEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints docs dist help
 .DELETE_ON_ERROR:
@@ -9,20 +11,20 @@ demo: .venv/installed  ## SGD, SAM, ARSAM and budgeted SAM on digits with noisy 
 	$(BIN)/python -m examples.classification $(if $(wildcard runs/digits/config.json),--resume)
 
 test: .venv/installed  ## everything
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python $(TEST)
 
 test-fast: .venv/installed  ## the core, for somebody who changes it: a minute and a half
-	$(BIN)/python -m pytest -n 2 $(addprefix tests/library/test_,laws.py arsam.py budgeted.py \
+	$(BIN)/python $(TEST) $(addprefix tests/library/test_,laws.py arsam.py budgeted.py \
 		arguments.py wrappers.py metrics.py)
 
 test-peers: .venv/peers  ## against PyTorch implementations
 	$(BIN)/python -m pytest tests/benchmarks/test_peers.py
 
 test-lowest: .venv/lowest/installed  ## the library on the lowest versions that pyproject.toml allows
-	.venv/lowest/bin/python -m pytest -n 2 tests/library $(ONLY)
+	.venv/lowest/bin/python $(TEST) tests/library $(ONLY)
 
 test-newest: .venv/newest/installed  ## the library on the newest Python at hand, with its newest JAX
-	.venv/newest/bin/python -m pytest -n 2 tests/library $(ONLY)
+	.venv/newest/bin/python $(TEST) tests/library $(ONLY)
 
 lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff check .
@@ -81,5 +83,5 @@ PYTHONS := $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.*/bin 2>/dev/null |
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $@

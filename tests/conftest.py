@@ -1,8 +1,10 @@
 """Every test runs on eight forced CPU devices with strict promotion of dtypes and ranks."""
 
+import collections
 import os
 import socket
 import tempfile
+import zlib
 from importlib.metadata import version
 
 # Tests compile much and run little. Without fusion emitters, which later versions always have, bits
@@ -32,6 +34,31 @@ import pytest  # noqa: E402
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--of-each",
+        type=int,
+        metavar="N",
+        help="at most N cases of each test, spread over them, from another one on in each test",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    most = config.getoption("of_each")
+    if most is None:
+        return
+    cases = collections.defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    kept = set()
+    for name, those in cases.items():
+        first = zlib.crc32(name.encode())
+        spread = range(0, len(those) * most, max(len(those), most))
+        kept.update(those[(first + place // most) % len(those)] for place in spread)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture

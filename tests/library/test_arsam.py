@@ -203,7 +203,6 @@ CHANGING = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("inject", [False, True], ids=["schedule", "injected"])
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_radius_that_changes_moves_the_controller_no_more_than_a_constant_one(name, inject):

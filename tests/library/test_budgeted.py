@@ -41,7 +41,6 @@ def decisions(policy, steps, first=0, state=None, seed=0):
     return np.asarray(sampled), state
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("signal", SIGNALS)
 @pytest.mark.parametrize("steps", [500, 5_000, 500_000])
 @pytest.mark.parametrize("share", [0.0625, 0.125, 0.3, 0.9])

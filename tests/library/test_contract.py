@@ -158,7 +158,6 @@ def test_vmap_over_parts_of_the_batch_equals_one_device(name):
         chex.assert_trees_all_close(result, train_jitted(name, steps), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("dtype", "bias_dtype"),
     [
@@ -201,7 +200,6 @@ def test_empty_params(name):
     assert updates == {}
 
 
-@pytest.mark.long
 def test_leaves_without_elements(name):
     tx = make_tx(name)
     params = make_params() | {"nothing": jnp.zeros((0, 3)), "more_of_it": jnp.zeros(0)}

@@ -1,4 +1,4 @@
-"""Every method on four devices, in every regime, equals one device; decisions cannot differ."""
+"""Every method on four devices equals one device; decisions cannot differ."""
 
 import functools
 import os
@@ -23,13 +23,13 @@ from tests.versions import cases, needs_shard_map
 
 STEPS, DEVICES, BATCH, INPUTS, HIDDEN = 200, 4, 16, 8, 16
 EXAMPLES = 64  # of the data set, as METHODS says
-REGIMES = ("pmap", "shard_map", "jit sharded", "explicit sharded")
-MORE_REGIMES = ("shard_map unchecked", "jit", "explicit")  # for methods that differ in them
-CASES = [(name, regime) for name in METHODS for regime in REGIMES] + [
-    (name, regime)
-    for name in ("arsam", "esam", "m_sam", "ausam", "sparse_sam")
-    for regime in MORE_REGIMES
-]
+EACH = ("shard_map" if hasattr(jax, "shard_map") else "pmap", "explicit sharded")
+REGIMES = ("pmap", "shard_map", "shard_map unchecked", "jit", "jit sharded", "explicit", *EACH)
+DIFFERENT = ("arsam", "esam", "m_sam", "ausam", "sparse_sam")  # from one regime to another
+CASES = dict.fromkeys(
+    [(name, regime) for name in METHODS for regime in EACH]
+    + [(name, regime) for name in DIFFERENT for regime in REGIMES]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -180,15 +180,7 @@ def on_devices(name, regime):
         return (params, *rest), sampled
 
 
-def long_but_for_arsam(case):
-    return (
-        case
-        if case.values[0] == "arsam"
-        else pytest.param(*case.values, marks=[*case.marks, pytest.mark.long])
-    )
-
-
-@pytest.mark.parametrize(("name", "regime"), [long_but_for_arsam(case) for case in cases(CASES)])
+@pytest.mark.parametrize(("name", "regime"), cases(CASES))
 def test_devices_equal_one_over_200_steps(name, regime):
     carry, sampled = jax.device_get(on_devices(name, regime))
     if METHODS[name].method.is_local and not regime.startswith(("jit", "explicit")):
