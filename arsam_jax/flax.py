@@ -14,9 +14,8 @@ import optax
 from flax import nnx
 from flax.training import train_state
 
-from arsam_jax import _check, _tree
+from arsam_jax import _check, _tree, microbatches
 from arsam_jax.convolutions import fast_convolutions
-from arsam_jax.microbatches import cut
 
 _EXTRA_ARGS = {
     *("grad_fn", "previous_grad_fn", "value_fn", "example_loss_fn", "batch", "fisher_batch"),
@@ -159,6 +158,68 @@ def nnx_value_and_grad(
     return value, grads, lambda params: accumulate(params)[1]
 
 
+def nnx_microbatches(
+    example_loss_fn: Callable[..., Any],
+    model: nnx.Module,
+    batch: Any,
+    num_microbatches: int = 2,
+    *,
+    wrt: Any = nnx.Param,
+) -> tuple[Any, Any, dict[str, Any]]:
+    r"""The loss and gradients of an NNX model, and what m-SAM takes of its micro-batches.
+
+    :math:`g = \frac1K \sum_k g_k`, with the gradients g_k of K micro-batches at the price of one
+    of the batch (``microbatches.value_and_grad``), so that a sample of ``m_sam`` or
+    ``budgeted_sam(num_microbatches=K)`` costs one gradient more, and not two. Every pass starts
+    from the same state: all parts and passes draw the same dropout masks, as large as a part. The
+    clean pass moves the model: counters once, BatchNorm statistics by the mean over the parts.
+
+    Example::
+
+        @nnx.jit
+        def train_step(model, optimizer, batch):
+            loss, grads, extra_args = nnx_microbatches(example_loss_fn, model, batch)
+            optimizer.update(model, grads, **extra_args)
+            return loss
+
+    Args:
+      example_loss_fn: ``(model, batch) -> losses``, one for each example.
+      model: the model. ``example_loss_fn`` must not add variables to it (``nnx.Module.sow``).
+      batch: pytree whose leaves share their first axis.
+      num_microbatches: K >= 1, a Python integer that divides the batch size; that of the method.
+      wrt: the filter of the trained parameters, as given to ``nnx.Optimizer``.
+
+    Returns:
+      ``(loss, grads, extra_args)``: the mean loss, and ``grad_fn``, ``example_loss_fn``, ``batch``
+      and ``microbatch_grads`` of ``nnx.Optimizer.update``, by name.
+
+    Raises:
+      TypeError, ValueError: for a bad ``num_microbatches``, or losses that are not one an example.
+    """
+    graphdef, params, rest = nnx.split(model, wrt, ...)
+    rest = nnx.as_pure(rest)
+
+    def losses_at(params, batch):
+        copy = nnx.merge(graphdef, params, rest, copy=True)
+        losses = example_loss_fn(copy, batch)
+        return losses, nnx.as_pure(nnx.split(copy, wrt, ...)[2])
+
+    def of_parts(old, new):  # what does not average, counters and keys, all parts move alike
+        averages = jnp.issubdtype(new.dtype, jnp.inexact)
+        return _with_dtype_of(old, new.mean(0) if averages else new[0])
+
+    take = microbatches.value_and_grad(losses_at, num_microbatches, has_aux=True)
+    (loss, moved), grads, of_each = take(params, batch)
+    nnx.update(model, jax.tree.map(of_parts, rest, moved))
+    extra_args = {
+        "grad_fn": lambda params: take(params, batch)[1],
+        "example_loss_fn": lambda params, batch: losses_at(params, batch)[0],
+        "batch": batch,
+        "microbatch_grads": nnx.as_pure(of_each),
+    }
+    return loss, grads, extra_args
+
+
 def _with_dtype_of(old, new):
     return new if new.dtype == old.dtype else new.astype(old.dtype)  # a key has no astype
 
@@ -173,7 +234,9 @@ def _split(args, num_parts):
             "num_microbatches must divide the first axis of every array in args, of one size, got"
             f" {num_parts} and the sizes {sorted(sizes)}."
         )
-    parts = cut([x for x, splits in zip(leaves, is_split, strict=True) if splits], num_parts)
+    parts = microbatches.cut(
+        [x for x, splits in zip(leaves, is_split, strict=True) if splits], num_parts
+    )
 
     def join(part):
         of_part = iter(part)

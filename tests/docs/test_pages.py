@@ -109,6 +109,21 @@ def an_nnx_step():
     assert loss_fn(model, BATCH) < before
 
 
+def an_nnx_step_of_microbatches():
+    def example_loss_fn(model, batch):
+        return jnp.mean((model(batch["x"]) - batch["y"]) ** 2, axis=1)
+
+    namespace = {"nnx": nnx, "example_loss_fn": example_loss_fn}
+    yield namespace
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    tx = optax.chain(arsam_jax.m_sam(0.1, num_microbatches=2), optax.sgd(0.1))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    batch = {"x": jnp.eye(4, 3), "y": jnp.ones((4, 2))}
+    before = example_loss_fn(model, batch).mean()
+    assert namespace["train_step"](model, optimizer, batch) == pytest.approx(float(before))
+    assert example_loss_fn(model, batch).mean() < before
+
+
 def ones_own_combination():
     namespace = {}
     yield namespace
@@ -122,7 +137,8 @@ SETTINGS = {
     "previous_grad_fn=": every_extra_argument,
     "def losses_of": losses_of_examples,
     "class TrainState": a_linen_step,
-    "@nnx.jit": an_nnx_step,
+    "nnx_value_and_grad": an_nnx_step,
+    "nnx_microbatches": an_nnx_step_of_microbatches,
     "arsam_jax.sharpness_aware(": ones_own_combination,
 }
 BLOCKS = [

@@ -11,7 +11,7 @@ from flax import nnx, serialization
 from flax.training import train_state
 
 import arsam_jax
-from arsam_jax.flax import TrainState, nnx_value_and_grad
+from arsam_jax.flax import TrainState, nnx_microbatches, nnx_value_and_grad
 from tests.versions import needs_nnx
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 6)), jnp.float32)
@@ -331,3 +331,76 @@ def test_nnx_trains_what_wrt_names_and_nothing_else():
         )
         chex.assert_trees_all_equal(frozen, expected)
     assert not np.array_equal(model.last.kernel[...], before.last.kernel[...])
+
+
+def example_loss(model, batch):
+    x, y = batch
+    return jnp.square(model(x) - y)[:, 0]
+
+
+@needs_nnx
+def test_nnx_microbatches_are_each_perturbed_by_their_own_gradient():
+    """m-SAM by hand: each half from the same state, with the same dropout mask."""
+    model, optimizer = nnx_setup(arsam_jax.m_sam(0.3, 2))
+    halves = [(X[k::2], Y[k::2]) for k in range(2)]
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = nnx.as_pure(params), nnx.as_pure(rest)
+
+    def gradient(params, half):
+        def loss(params):
+            return example_loss(nnx.merge(graphdef, params, rest, copy=True), half).mean()
+
+        return jax.grad(loss)(params)
+
+    def perturbed(half):
+        g = gradient(params, half)
+        norm = optax.tree.norm(g)
+        return gradient(jax.tree.map(lambda w, x: w + 0.3 * x / norm, params, g), half)
+
+    moved = [nnx.clone(model) for _ in halves]
+    losses = [example_loss(copy, half).mean() for copy, half in zip(moved, halves, strict=True)]
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss, grads, extra_args = nnx_microbatches(example_loss, model, (X, Y))
+        optimizer.update(model, grads, **extra_args)
+        return loss, nnx.as_pure(grads), extra_args["microbatch_grads"]
+
+    loss, grads, of_each = step(model, optimizer)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    expected = [gradient(params, half) for half in halves]
+    chex.assert_trees_all_close(
+        of_each, jax.tree.map(lambda *g: jnp.stack(g), *expected), rtol=1e-4
+    )
+    chex.assert_trees_all_close(grads, jax.tree.map(lambda a, b: (a + b) / 2, *expected), rtol=1e-4)
+    change = jax.tree.map(lambda a, b: -0.05 * (a + b) / 2, *map(perturbed, halves))
+    after = nnx.as_pure(nnx.state(model, nnx.Param))
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda a, b: a - b, after, params), change, rtol=1e-3, atol=1e-6
+    )
+    (means, counts), *others = (
+        [nnx.to_pure_dict(nnx.state(m, kind)) for kind in (nnx.BatchStat, nnx.RngCount)]
+        for m in (model, *moved)
+    )
+    assert not np.allclose(others[0][0]["norm"]["mean"], others[1][0]["norm"]["mean"])
+    chex.assert_trees_all_close(
+        means, jax.tree.map(lambda a, b: (a + b) / 2, others[0][0], others[1][0]), rtol=1e-5
+    )
+    chex.assert_trees_all_equal(counts, others[0][1])
+
+
+@needs_nnx
+def test_nnx_trains_with_samples_of_m_sam():
+    model, optimizer = nnx_setup(arsam_jax.budgeted_sam(0.1, share=0.25, num_microbatches=2))
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss, grads, extra_args = nnx_microbatches(example_loss, model, (X, Y))
+        optimizer.update(model, grads, **extra_args)
+        return loss
+
+    losses = [step(model, optimizer) for _ in range(24)]
+    assert losses[-1] < losses[0]
+    assert arsam_jax.metrics_dict(optimizer.opt_state)["num_sampled"] == 6
+    with pytest.raises(ValueError, match="must divide the batch size 16, got 3"):
+        nnx_microbatches(example_loss, model, (X, Y), 3)
