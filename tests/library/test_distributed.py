@@ -567,9 +567,9 @@ for name in here.IN_TWO_PROCESSES:
         here.chex.assert_trees_all_close(result[0], expected[0], rtol=1e-6, atol=1e-7)
     print("equal:", name, flush=True)
 """
-IN_TWO_PROCESSES = ("arsam", "esam", "sparse_sam")  # gloo is slow, so not all of them
+IN_TWO_PROCESSES = ("arsam", "sparse_sam")  # gloo is slow, so not all of them
 
 
 def test_two_processes_equal_one_device_over_200_steps(free_port):
     for output in launch_two_processes(IN_PROCESSES, free_port()):
-        assert [output.count(f"equal: {name}\n") for name in IN_TWO_PROCESSES] == [1, 1, 1]
+        assert [output.count(f"equal: {name}\n") for name in IN_TWO_PROCESSES] == [1, 1]
