@@ -1,5 +1,7 @@
 """Linen and NNX: BatchNorm moves once, dropout masks agree, any method fits the same step."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -369,23 +371,18 @@ def test_nnx_microbatches_are_each_perturbed_by_their_own_gradient():
     loss, grads, of_each = step(model, optimizer)
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
     expected = [gradient(params, half) for half in halves]
-    chex.assert_trees_all_close(
-        of_each, jax.tree.map(lambda *g: jnp.stack(g), *expected), rtol=1e-4
-    )
-    chex.assert_trees_all_close(grads, jax.tree.map(lambda a, b: (a + b) / 2, *expected), rtol=1e-4)
+    close = functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-6)
+    close(of_each, jax.tree.map(lambda *g: jnp.stack(g), *expected))
+    close(grads, jax.tree.map(lambda a, b: (a + b) / 2, *expected))
     change = jax.tree.map(lambda a, b: -0.05 * (a + b) / 2, *map(perturbed, halves))
     after = nnx.as_pure(nnx.state(model, nnx.Param))
-    chex.assert_trees_all_close(
-        jax.tree.map(lambda a, b: a - b, after, params), change, rtol=1e-3, atol=1e-6
-    )
+    close(jax.tree.map(lambda a, b: a - b, after, params), change)
     (means, counts), *others = (
         [nnx.to_pure_dict(nnx.state(m, kind)) for kind in (nnx.BatchStat, nnx.RngCount)]
         for m in (model, *moved)
     )
     assert not np.allclose(others[0][0]["norm"]["mean"], others[1][0]["norm"]["mean"])
-    chex.assert_trees_all_close(
-        means, jax.tree.map(lambda a, b: (a + b) / 2, others[0][0], others[1][0]), rtol=1e-5
-    )
+    close(means, jax.tree.map(lambda a, b: (a + b) / 2, others[0][0], others[1][0]))
     chex.assert_trees_all_equal(counts, others[0][1])
 
 
