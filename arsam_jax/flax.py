@@ -118,12 +118,11 @@ def nnx_value_and_grad(
     """
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
-    graphdef, params, rest = nnx.split(model, wrt, ...)
-    rest = nnx.as_pure(rest)
+    params, rest, pure_fn = _pure(loss_fn, model, wrt)
     if num_microbatches == 1:
 
         def loss_at(params):
-            output = loss_fn(nnx.merge(graphdef, params, rest, copy=True), *args)
+            output, _ = pure_fn(params, rest, *args)
             return output[0] if has_aux else output
 
         differentiated = nnx.DiffState(0, wrt)
@@ -137,11 +136,9 @@ def nnx_value_and_grad(
             rest, total = carry
 
             def loss_at(params):
-                copy = nnx.merge(graphdef, params, rest, copy=True)
-                loss, aux = loss_fn(copy, *join(part)), None
-                if has_aux:
-                    loss, aux = loss
-                return loss, (aux, nnx.as_pure(nnx.split(copy, wrt, ...)[2]))
+                output, changed = pure_fn(params, rest, *join(part))
+                loss, aux = output if has_aux else (output, None)
+                return loss, (aux, changed)
 
             value_and_grad = jax.value_and_grad(loss_at, has_aux=True)
             (loss, (aux, changed)), grads = fast_convolutions(value_and_grad)(params)
@@ -196,13 +193,10 @@ def nnx_microbatches(
     Raises:
       TypeError, ValueError: for a bad ``num_microbatches``, or losses that are not one an example.
     """
-    graphdef, params, rest = nnx.split(model, wrt, ...)
-    rest = nnx.as_pure(rest)
+    params, rest, pure_fn = _pure(example_loss_fn, model, wrt)
 
     def losses_at(params, batch):
-        copy = nnx.merge(graphdef, params, rest, copy=True)
-        losses = example_loss_fn(copy, batch)
-        return losses, nnx.as_pure(nnx.split(copy, wrt, ...)[2])
+        return pure_fn(params, rest, batch)
 
     def of_parts(old, new):  # what does not average, counters and keys, all parts move alike
         averages = jnp.issubdtype(new.dtype, jnp.inexact)
@@ -218,6 +212,18 @@ def nnx_microbatches(
         "microbatch_grads": nnx.as_pure(of_each),
     }
     return loss, grads, extra_args
+
+
+def _pure(fn, model, wrt):
+    """Trained parameters, the rest, and ``fn`` as ``(params, rest, *args) -> (output, rest)``."""
+    graphdef, params, rest = nnx.split(model, wrt, ...)
+
+    def pure_fn(params, rest, *args):
+        copy = nnx.merge(graphdef, params, rest, copy=True)
+        output = fn(copy, *args)
+        return output, nnx.as_pure(nnx.split(copy, wrt, ...)[2])
+
+    return params, nnx.as_pure(rest), pure_fn
 
 
 def _with_dtype_of(old, new):
