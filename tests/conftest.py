@@ -1,6 +1,7 @@
 """Every test runs on eight forced CPU devices with strict promotion of dtypes and ranks."""
 
 import collections
+import gc
 import os
 import socket
 import tempfile
@@ -27,6 +28,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a twentieth of the time
 
 import jax  # noqa: E402 - it reads the environment
 import pytest  # noqa: E402
@@ -59,6 +61,10 @@ def pytest_collection_modifyitems(config, items):
         kept.update(those[(first + place // most) % len(those)] for place in spread)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+
+
+def pytest_sessionfinish():
+    gc.freeze()  # what was compiled, gigabytes, is not looked through again
 
 
 @pytest.fixture

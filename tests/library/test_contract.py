@@ -65,18 +65,6 @@ def test_jitted_step_equals_eager_step(name):
     chex.assert_trees_all_close(train_jitted(name, 3), eager, rtol=1e-4, atol=1e-5)
 
 
-def test_one_compilation_and_a_state_of_fixed_types(name):
-    tx = make_tx(name)
-    step = jax.jit(make_step(tx))
-    params, opt_state = make_params(), jax.jit(tx.init)(make_params())
-    types = jax.tree.map(jax.typeof, (params, opt_state))
-    for i in range(12):
-        params, opt_state = step(params, opt_state, make_batch(i))
-        assert jax.tree.map(jax.typeof, (params, opt_state)) == types
-    assert step._cache_size() == 1
-    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(opt_state))
-
-
 def test_what_was_recorded_before_the_core_was_rebuilt(name):
     """Bias and scale after 8 steps, of commit c26505f, or of that which brought a younger method.
 
@@ -97,15 +85,22 @@ def test_shapes_alone_make_a_state(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, expected)
 
 
-def test_donated_buffers(name):
+def test_donated_buffers_are_compiled_for_once_and_a_state_has_fixed_types(name):
     tx = make_tx(name)
-    expected = train_jitted(name, 8)
-    params = make_params()
-    donated = train(tx, 8, params, step=jax.jit(make_step(tx), donate_argnums=(0, 1)))
+    step = jax.jit(make_step(tx), donate_argnums=(0, 1))
+    start = params, opt_state = make_params(), jax.jit(tx.init)(make_params())
+    types = jax.tree.map(jax.typeof, start)
+    for i in range(12):
+        params, opt_state = step(params, opt_state, make_batch(i))
+        assert jax.tree.map(jax.typeof, (params, opt_state)) == types
+    assert step._cache_size() == 1
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(opt_state))
+    assert all(x.is_deleted() for x in jax.tree.leaves(start[0]))
+
+    donated, expected = (params, opt_state), train_jitted(name, 12)
     assert_bits_equal(without_metrics(donated), without_metrics(expected))
     metrics = (arsam_jax.get_metrics(state) for _, state in (donated, expected))
     chex.assert_trees_all_close(*metrics, rtol=1e-5)  # XLA sums a norm in another order
-    assert all(x.is_deleted() for x in jax.tree.leaves(params))
 
 
 def test_scan_equals_the_loop(name):
@@ -162,11 +157,10 @@ def test_vmap_over_parts_of_the_batch_equals_one_device(name):
     ("dtype", "bias_dtype"),
     [
         (jnp.float64, None),
-        (jnp.bfloat16, None),
         (jnp.float16, None),
-        (jnp.float32, jnp.bfloat16),
+        (jnp.bfloat16, jnp.float32),
     ],
-    ids=["float64", "bfloat16", "float16", "mixed"],
+    ids=["float64", "float16", "mixed"],
 )
 def test_dtypes_are_kept(name, dtype, bias_dtype, x64):
     tx = make_tx(name)
@@ -203,7 +197,7 @@ def test_empty_params(name):
 def test_leaves_without_elements(name):
     tx = make_tx(name)
     params = make_params() | {"nothing": jnp.zeros((0, 3)), "more_of_it": jnp.zeros(0)}
-    after, state = train(tx, 2, params, step=make_step(tx))
+    after, state = train(tx, 2, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, params)
     chex.assert_tree_all_finite((after, state))
 
@@ -236,33 +230,27 @@ def test_missing_params_are_explained(name):
 
 
 def test_unknown_extra_args_are_ignored(name):
+    params, batch = make_params(), make_batch(0)
+    program, other = (traced_update(name, params, batch, **more) for more in ({}, UNKNOWN))
+    assert program == other
+
+
+UNKNOWN = {"unknown": 3, "value": 1.0, "loss": "x"}
+
+
+def traced_update(name, params, batch, **more):
     tx = make_tx(name)
-    params = make_params()
-    batch = make_batch(0)
 
-    def grad_fn(params):
-        return jax.grad(loss_fn)(params, batch)
+    def update(params, opt_state, batch):
+        def grad_fn(params):
+            return jax.grad(loss_fn)(params, batch)
 
-    common = {"grad_fn": grad_fn, "previous_grad_fn": grad_fn}
-    common |= {"example_loss_fn": example_loss_fn, "batch": batch}
-    common["example_index"] = example_index(batch)
-    args = grad_fn(params), tx.init(params), params
-    assert_bits_equal(
-        tx.update(*args, **common), tx.update(*args, **common, unknown=3, value=1.0, loss="x")
-    )
+        common = {"grad_fn": grad_fn, "previous_grad_fn": grad_fn}
+        common |= {"example_loss_fn": example_loss_fn, "batch": batch}
+        common["example_index"] = example_index(batch)
+        return tx.update(grad_fn(params), opt_state, params, **common, **more)
 
-
-def test_value_fn_is_accepted_for_grad_fn(name):
-    tx = make_tx(name)
-    params = make_params()
-    batch = make_batch(0)
-    args = jax.grad(loss_fn)(params, batch), tx.init(params), params
-    common = {"example_loss_fn": example_loss_fn, "batch": batch}
-    common["example_index"] = example_index(batch)
-    common["previous_grad_fn"] = lambda p: jax.grad(loss_fn)(p, batch)
-    by_value = tx.update(*args, value_fn=lambda p: loss_fn(p, batch), **common)
-    by_grad = tx.update(*args, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), **common)
-    assert_bits_equal(by_value, by_grad)
+    return str(jax.make_jaxpr(update)(params, tx.init(params), batch))
 
 
 def test_inject_hyperparams_turns_every_number_into_an_array(name):

@@ -24,15 +24,7 @@ from tests.versions import cases, needs_shard_map
 STEPS, DEVICES, BATCH, INPUTS, HIDDEN = 200, 4, 16, 8, 16
 EXAMPLES = 64  # of the data set, as METHODS says
 EACH = ("shard_map" if hasattr(jax, "shard_map") else "pmap", "explicit sharded")
-ALL = (
-    "pmap",
-    "shard_map",
-    "shard_map unchecked",
-    "jit",
-    "jit sharded",
-    "explicit",
-    "explicit sharded",
-)
+ALL = ("pmap", "shard_map", "shard_map unchecked", "jit sharded", "explicit", "explicit sharded")
 DIFFERENT = ("arsam", "esam", "m_sam", "ausam", "sparse_sam")  # from one regime to another
 CASES = dict.fromkeys(
     [(name, regime) for name in METHODS for regime in EACH]

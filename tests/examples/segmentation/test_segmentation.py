@@ -58,21 +58,16 @@ def task(options, standard_promotion):
     return Segmentation(options)
 
 
-@pytest.mark.parametrize("method", ["base", "sam", "sampa"])
-def test_a_step_is_that_of_the_whole_loss_and_statistics_are_of_the_clean_pass(task, method):
-    """With PSPNet's two heads, on the small backbone; against gradients taken by hand."""
+@pytest.fixture(scope="module")
+def two_headed(task):
+    """PSPNet on the small backbone, and its loss by hand with the gradient."""
     task = Segmentation(task.options)
     task.model = PSPNet(SmallResNet(), task.num_classes)
-    rho, rate = 0.1, 0.05
-    links = {"base": [], "sam": [arsam_jax.sam(rho)], "sampa": [arsam_jax.sampa(rho, rate)]}
-    state = task.new_state(optax.chain(*links[method], optax.sgd(rate)), 0)
-    previous, batch = task.batch(np.arange(4), 0, 0), task.batch(np.arange(4, 8), 1, 0)
-    key = jax.random.fold_in(state.key, 0)
 
-    def loss(params, batch):
+    def loss(params, batch_stats, batch, key):
         images = (jnp.asarray(batch.images, jnp.float32) - np.array(MEAN)) / np.array(DEVIATION)
         outputs, changed = task.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": params, "batch_stats": batch_stats},
             images.astype(np.float32),
             is_training=True,
             mutable=["batch_stats"],
@@ -92,7 +87,20 @@ def test_a_step_is_that_of_the_whole_loss_and_statistics_are_of_the_clean_pass(t
         ]
         return parts[0] + 0.4 * parts[1], changed["batch_stats"]
 
-    value_and_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return task, jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@pytest.mark.parametrize("method", ["base", "sam", "sampa"])
+def test_a_step_is_that_of_the_whole_loss_and_statistics_are_of_the_clean_pass(two_headed, method):
+    task, by_hand = two_headed
+    rho, rate = 0.1, 0.05
+    links = {"base": [], "sam": [arsam_jax.sam(rho)], "sampa": [arsam_jax.sampa(rho, rate)]}
+    state = task.new_state(optax.chain(*links[method], optax.sgd(rate)), 0)
+    previous, batch = task.batch(np.arange(4), 0, 0), task.batch(np.arange(4, 8), 1, 0)
+
+    def value_and_grad(params, batch):
+        return by_hand(params, state.batch_stats, batch, jax.random.fold_in(state.key, 0))
+
     (value, batch_stats), grads = value_and_grad(state.params, batch)
     if method == "sam":
         norm = optax.tree.norm(grads)
@@ -263,7 +271,7 @@ def test_the_program_trains_and_tests_on_scenes(tmp_path):
 
 @pytest.mark.parametrize(
     ("network", "side"),
-    [("pspnet50", 473), ("deeplab_resnet50", 513), ("deeplab_mobilenet", 513)],
+    [("pspnet50", 473), ("deeplab_mobilenet", 513)],
 )
 def test_a_step_of_a_large_network_keeps_its_shapes(network, side, archives):
     options = Options(data=archives[0], network=network, crop=side, batch_size=2, backbone_rate=0.1)
@@ -285,14 +293,18 @@ def test_the_program_trains_and_tests_on_voc(archives, tmp_path, capsys):
 
 def test_a_backbone_starts_from_the_weights_of_a_file(tmp_path):
     options = Options(network="deeplab_mobilenet", crop=17)
-    start = Segmentation(options).new_state(optax.sgd(0.1), 7)
-    variables = {"params": start.params, "batch_stats": start.batch_stats}
+    shapes = jax.eval_shape(lambda: Segmentation(options).new_state(optax.sgd(0.1), 7))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(x.dtype),
+        {"params": shapes.params, "batch_stats": shapes.batch_stats},
+    )
     file = tmp_path / "backbone.safetensors"
     weights.save(file, weights.to_torch(variables, torch_name))
     filled = Segmentation(dataclasses.replace(options, weights=file)).new_state(optax.sgd(0.1), 0)
     for name in filled.params:
-        same = jax.tree.map(jnp.array_equal, filled.params[name], start.params[name])
-        assert all(jax.tree.leaves(same)) == (name == "backbone" or "BatchNorm" in name)
+        same = jax.tree.map(np.array_equal, filled.params[name], variables["params"][name])
+        assert all(jax.tree.leaves(same)) == (name == "backbone")
 
 
 def test_another_networks_weights_are_an_error(tmp_path):
