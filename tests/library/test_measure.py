@@ -22,7 +22,8 @@ RNG = np.random.default_rng(0)
 
 
 def symmetric(eigenvalues):
-    q, _ = np.linalg.qr(RNG.normal(size=(len(eigenvalues),) * 2))
+    rng = np.random.default_rng(0)  # the same in each test, whichever ran before
+    q, _ = np.linalg.qr(rng.normal(size=(len(eigenvalues),) * 2))
     return jnp.asarray(q @ np.diag(eigenvalues) @ q.T, jnp.float32)
 
 
@@ -245,8 +246,10 @@ def test_spectrum_breaks_down_where_few_eigenvalues_are_distinct(num_iterations)
     spectrum = hessian_spectrum(loss_fn, jnp.zeros(10), num_iterations=num_iterations)
     assert spectrum.nodes.shape == spectrum.weights.shape == (1, min(num_iterations, 10))
     np.testing.assert_allclose(spectrum.weights.sum(axis=1), 1, rtol=1e-5)
-    nodes = spectrum.nodes[spectrum.weights > 1e-5]
-    np.testing.assert_allclose(nodes, [-2, 0, 1, 7], atol=2e-5)
+    nodes = np.asarray(spectrum.nodes[spectrum.weights > 1e-5])
+    distances = abs(nodes[:, None] - [-2, 0, 1, 7])
+    assert distances.min(axis=1).max() < 2e-5  # rounding may find one of them twice
+    assert distances.min(axis=0).max() < 2e-5
     assert spectrum.nodes.min() > -2.001
     assert spectrum.nodes.max() < 7.001
 
@@ -265,7 +268,7 @@ def test_spectrum_of_one_or_no_curvature(eigenvalues):
 def test_spectrum_has_the_moments_of_the_hessian():
     eigenvalues = np.concatenate([[40.0, 25.0], np.linspace(-1, 4, 98)])
     loss_fn = quadratic(symmetric(eigenvalues), jnp.zeros(100))
-    spectrum = hessian_spectrum(loss_fn, jnp.zeros(100), num_iterations=30, num_probes=40)
+    spectrum = hessian_spectrum(loss_fn, jnp.zeros(100), num_iterations=30, num_probes=160)
     for degree in (1, 2):
         found = moments(spectrum, 100, degree)
         error = found.std() / np.sqrt(len(found))
