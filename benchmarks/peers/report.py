@@ -83,7 +83,7 @@ def plot(found: Sequence[report.Line], path: Path) -> None:
     axes.axvline(100, color="0.8", zorder=0)
     axes.set_xlim(FLOOR - 10, 270)
     axes.set_xlabel(
-        "share of tuned SAM's gain over the best SGD, %; orange: nothing was chosen there"
+        "share of tuned SAM's gain over the best SGD, %\norange: nothing was chosen there"
     )
     axes.set_title("method and gradients a step; each training, and the median")
     figure.savefig(path, dpi=120)
