@@ -230,27 +230,28 @@ def test_missing_params_are_explained(name):
 
 
 def test_unknown_extra_args_are_ignored(name):
-    params, batch = make_params(), make_batch(0)
-    program, other = (traced_update(name, params, batch, **more) for more in ({}, UNKNOWN))
-    assert program == other
-
-
-UNKNOWN = {"unknown": 3, "value": 1.0, "loss": "x"}
-
-
-def traced_update(name, params, batch, **more):
     tx = make_tx(name)
 
-    def update(params, opt_state, batch):
-        def grad_fn(params):
-            return jax.grad(loss_fn)(params, batch)
+    def update(*args, **extra_args):
+        return tx.update(*args, **extra_args, unknown=3, value=1.0, loss="x")
 
-        common = {"grad_fn": grad_fn, "previous_grad_fn": grad_fn}
-        common |= {"example_loss_fn": example_loss_fn, "batch": batch}
-        common["example_index"] = example_index(batch)
-        return tx.update(grad_fn(params), opt_state, params, **common, **more)
+    more = optax.GradientTransformationExtraArgs(tx.init, update)
+    args = make_params(), tx.init(make_params()), make_batch(0)
+    without, program = (str(jax.make_jaxpr(make_step(t))(*args)) for t in (tx, more))
+    assert program == without
 
-    return str(jax.make_jaxpr(update)(params, tx.init(params), batch))
+
+def test_value_fn_is_accepted_for_grad_fn(name):
+    tx = make_tx(name)
+    params = make_params()
+    batch = make_batch(0)
+    args = jax.grad(loss_fn)(params, batch), tx.init(params), params
+    common = {"example_loss_fn": example_loss_fn, "batch": batch}
+    common["example_index"] = example_index(batch)
+    common["previous_grad_fn"] = lambda p: jax.grad(loss_fn)(p, batch)
+    by_value = tx.update(*args, value_fn=lambda p: loss_fn(p, batch), **common)
+    by_grad = tx.update(*args, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), **common)
+    assert_bits_equal(by_value, by_grad)
 
 
 def test_inject_hyperparams_turns_every_number_into_an_array(name):

@@ -369,16 +369,22 @@ def test_micro_batches_give_the_mean_and_the_gradient_of_each(trainer):
     assert_close((stats, grads), jax.tree.map(lambda a, b: (a + b) / 2, *of_halves))
 
 
-def test_a_radius_of_the_weights_at_the_price_of_a_share(data_dir):
+def test_a_radius_of_the_weights_at_the_price_of_a_share(data_dir, tmp_path, capsys):
+    arguments = ["--method", "sam", "budgeted_m_sam", "--seeds", "0", "--rho-of-weights", "0.01"]
+    folder = ["--share", "0.25", "--data-dir", str(data_dir), "--output", str(tmp_path)]
+    assert main([*arguments, *TINY, "--epochs", "2", *folder]) == 0, capsys.readouterr().err
+    trainer = Trainer(
+        settings.parse([*arguments, *TINY, "--name", "other", *folder]),
+        datasets.load("digits", data_dir=data_dir),
+    )
     shares = {"sam": 1.0, "budgeted_m_sam": 0.25}
-    more = ("--method", *shares, "--rho-of-weights", "0.01", "--share", "0.25")
-    trainer = make_trainer(data_dir, *more)
     for method, share in shares.items():
-        states, _ = take_steps(trainer, method, 8)
-        first, last = (arsam_jax.get_metrics(states[i].opt_state) for i in (0, -1))
-        assert last.num_sampled == 8 * share
+        report = json.loads((tmp_path / f"digits/{method}/seed0/result.json").read_text())
+        assert report["percent_sam"] == pytest.approx(100 * share)
+        states, _ = take_steps(trainer, method, 1)
         rho = 0.01 * float(optax.tree.norm(trainer.new_state(method, 7).params))
-        assert first.rho == pytest.approx(share ** (-2 / 3) * rho, rel=1e-5)
+        found = arsam_jax.get_metrics(states[0].opt_state).rho
+        assert found == pytest.approx(share ** (-2 / 3) * rho, rel=1e-5)
 
 
 def test_a_step_with_micro_batches_costs_a_share_more():
