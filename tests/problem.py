@@ -10,12 +10,12 @@ from arsam_jax import microbatches
 BATCH = 16
 
 
-def make_params(dtype=jnp.float32, bias_dtype=None):
+def make_params(dtype=jnp.float32):
     """A mixed tree: a matrix, a vector, a scalar, an empty container and a None leaf."""
     rng = np.random.default_rng(0)
     return {
         "kernel": jnp.asarray(rng.normal(size=(5, 4)), dtype),
-        "bias": jnp.asarray(rng.normal(size=(4,)), bias_dtype or dtype),
+        "bias": jnp.asarray(rng.normal(size=(4,)), dtype),
         "scale": jnp.asarray(0.7, dtype),
         "empty": {},
         "none": None,

@@ -19,16 +19,15 @@ from jax.sharding import PartitionSpec as P
 import arsam_jax
 from arsam_jax import microbatches, parallel, sampling
 from tests.methods import METHODS
-from tests.versions import cases, needs_shard_map
+from tests.versions import cases, needs_set_mesh, needs_shard_map
 
 STEPS, DEVICES, BATCH, INPUTS, HIDDEN = 200, 4, 16, 8, 16
 EXAMPLES = 64  # of the data set, as METHODS says
-EACH = ("shard_map" if hasattr(jax, "shard_map") else "pmap", "explicit sharded")
+EACH = "shard_map" if hasattr(jax, "shard_map") else "pmap"
 ALL = ("pmap", "shard_map", "shard_map unchecked", "jit sharded", "explicit", "explicit sharded")
 DIFFERENT = ("arsam", "esam", "m_sam", "ausam", "sparse_sam")  # from one regime to another
 CASES = dict.fromkeys(
-    [(name, regime) for name in METHODS for regime in EACH]
-    + [(name, regime) for name in DIFFERENT for regime in ALL]
+    [(name, EACH) for name in METHODS] + [(name, regime) for name in DIFFERENT for regime in ALL]
 )
 
 
@@ -138,6 +137,23 @@ def on_one_device(name):
     return jax.jit(scanned(make_step(tx)))(start(tx, make_params()), make_batches())
 
 
+def mesh_of(regime):
+    kind = jax.sharding.AxisType.Explicit if "explicit" in regime else jax.sharding.AxisType.Auto
+    devices = jax.devices()[:DEVICES]
+    return jax.make_mesh((DEVICES,), ("batch",), axis_types=(kind,), devices=devices)
+
+
+def on_shards(tx, regime):
+    """The steps without an axis name, and their arguments, on the mesh that is set."""
+    params = jax.device_put(make_params(), P("batch") if "sharded" in regime else P())
+    batches = jax.device_put(make_batches(), P(None, "batch"))
+
+    def gathered(params):
+        return jax.sharding.reshard(params, P()) if "explicit" in regime else params
+
+    return scanned(make_step(tx, gathered=gathered)), (start(tx, params), batches)
+
+
 @functools.cache
 def on_devices(name, regime):
     tx, devices = make_tx(name), jax.devices()[:DEVICES]
@@ -162,18 +178,11 @@ def on_devices(name, regime):
         )
         return jax.jit(mapped)(start(tx, make_params()), make_batches())
 
-    kind = jax.sharding.AxisType.Explicit if "explicit" in regime else jax.sharding.AxisType.Auto
-    mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(kind,), devices=devices)
-    with jax.set_mesh(mesh):
-        sharding = NamedSharding(mesh, P("batch") if "sharded" in regime else P())
-        params = jax.device_put(make_params(), sharding)
-        batches = jax.device_put(make_batches(), NamedSharding(mesh, P(None, "batch")))
-
-        def gathered(params):
-            return jax.sharding.reshard(params, P()) if "explicit" in regime else params
-
-        step = jax.jit(scanned(make_step(tx, gathered=gathered)), donate_argnums=0)
-        (params, *rest), sampled = step(start(tx, params), batches)
+    with jax.set_mesh(mesh_of(regime)):
+        step, (carry, batches) = on_shards(tx, regime)
+        params, *_ = carry
+        sharding = params["first"].sharding
+        (params, *rest), sampled = jax.jit(step, donate_argnums=0)(carry, batches)
         # A buffer shaped like the parameters is where they are.
         for tree in (params, getattr(arsam_jax.get_state(rest[1]).correction, "psf", params)):
             assert all(sharding.is_equivalent_to(x.sharding, x.ndim) for x in tree.values())
@@ -191,6 +200,17 @@ def test_devices_equal_one_over_200_steps(name, regime):
     np.testing.assert_array_equal(sampled, expected_sampled)
     assert sampled.any()
     chex.assert_trees_all_close(carry, expected_carry, rtol=1e-6, atol=1e-7)
+
+
+@needs_set_mesh
+@pytest.mark.parametrize("name", METHODS)
+def test_shardings_are_those_of_the_start(name):
+    """Of parameters and state under explicit sharding, where they are part of the types."""
+    with jax.set_mesh(mesh_of("explicit")):
+        step, (carry, batches) = on_shards(make_tx(name), "explicit sharded")
+        *after, _ = jax.jit(step).trace(carry, batches).jaxpr.out_avals
+    before = map(jax.typeof, jax.tree.leaves(carry))
+    assert [x.sharding.spec for x in after] == [x.sharding.spec for x in before]
 
 
 def unit_loss(w, x):

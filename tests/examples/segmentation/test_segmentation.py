@@ -90,12 +90,12 @@ def two_headed(task):
     return task, jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-@pytest.mark.parametrize("method", ["base", "sam", "sampa"])
+@pytest.mark.parametrize("method", ["sam", "sampa"])
 def test_a_step_is_that_of_the_whole_loss_and_statistics_are_of_the_clean_pass(two_headed, method):
     task, by_hand = two_headed
     rho, rate = 0.1, 0.05
-    links = {"base": [], "sam": [arsam_jax.sam(rho)], "sampa": [arsam_jax.sampa(rho, rate)]}
-    state = task.new_state(optax.chain(*links[method], optax.sgd(rate)), 0)
+    links = {"sam": arsam_jax.sam(rho), "sampa": arsam_jax.sampa(rho, rate)}
+    state = task.new_state(optax.chain(links[method], optax.sgd(rate)), 0)
     previous, batch = task.batch(np.arange(4), 0, 0), task.batch(np.arange(4, 8), 1, 0)
 
     def value_and_grad(params, batch):
@@ -111,7 +111,7 @@ def test_a_step_is_that_of_the_whole_loss_and_statistics_are_of_the_clean_pass(t
     step = jax.jit(task.train_step)
     new, taken = step(state, batch, previous)
     np.testing.assert_allclose(taken, value, rtol=1e-5)
-    if method != "sampa":
+    if method == "sam":
         expected = jax.tree.map(lambda w, g: w - rate * g, state.params, grads)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
@@ -269,12 +269,10 @@ def test_the_program_trains_and_tests_on_scenes(tmp_path):
     assert "predictions.png" in (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("network", "side"),
-    [("pspnet50", 473), ("deeplab_mobilenet", 513)],
-)
-def test_a_step_of_a_large_network_keeps_its_shapes(network, side, archives):
-    options = Options(data=archives[0], network=network, crop=side, batch_size=2, backbone_rate=0.1)
+def test_a_step_of_a_large_network_keeps_its_shapes(archives):
+    """With two heads, and a rate of its own for the backbone."""
+    network = {"network": "pspnet50", "crop": 473}
+    options = Options(data=archives[0], **network, batch_size=2, backbone_rate=0.1)
     assert_a_step_keeps_shapes(Segmentation(options))
 
 
