@@ -291,7 +291,7 @@ PEERS = {
     "gsam": link(arsam_jax.gsam, (0.1, 0.2, 0.4)),
     "wsam": Peer(Method(Whole(decoupled_wsam), (0.5, 0.7, 0.9), lambda sampled, gamma: 2)),
     "sampa": Peer(Method(Whole(sampa), (0.2,), lambda sampled, dial: 2)),
-    "asam": link(lambda rho, dial: arsam_jax.asam(rho), factors=(5, 10, 20)),
+    "asam": link(lambda rho, dial: arsam_jax.asam(rho), factors=(1, 2, 5, 10, 20)),
     "gam": link(
         lambda rho, part: arsam_jax.gam(rho, grad_rho=part * rho), (1 / 5, 1.0), gradients=4
     ),

@@ -274,7 +274,7 @@ def test_bins_are_the_integers_of_the_weights(state):
 
 
 def test_a_step_of_a_large_network_keeps_its_shapes(monkeypatch):
-    """With a layer for each channel of its own."""
+    """Of MobileNet, whose layers are depthwise."""
     images, labels = np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.int32)
     cifar = data.Images(images, labels, images, labels, num_classes=10, mean=0.0, deviation=1.0)
     monkeypatch.setattr(data, "load", lambda *_, **__: cifar)
