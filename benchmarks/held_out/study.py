@@ -31,7 +31,7 @@ MICROBATCHES = 2
 FEWER_SEEDS = 10
 CLAIMED = (  # what carries a claim is run with all seeds, the others with fewer
     *("sgd", "sam", "sam_of_weights", "budgeted_sam", "budgeted_m_sam"),
-    *("budgeted_m_sam_of_weights", "arsam_segments_of_8"),
+    *("budgeted_m_sam_of_weights", "arsam_segments_of_8", "momentum_sam_5", "m_sam"),
 )
 
 
