@@ -166,6 +166,7 @@ def test_seeds_give_different_runs_and_the_same_seed_the_same():
 # A radius that changes
 
 
+@functools.cache
 def samples_taken(rho, steps=200, inject=False, **kwargs):
     """The samples of four seeds on a noisy quadratic, whose c is proportional to ρ."""
     rng = np.random.default_rng(0)
@@ -195,7 +196,6 @@ def samples_taken(rho, steps=200, inject=False, **kwargs):
         return np.array([count(seed) for seed in range(4)])
 
 
-samples_taken_at_a_tenth = functools.cache(functools.partial(samples_taken, 0.1))
 CHANGING = {
     "warm-up": optax.linear_schedule(0.0, 0.1, 20),
     "tiny warm-up": optax.linear_schedule(1e-9, 0.1, 100),
@@ -209,7 +209,7 @@ CHANGING = {
 @pytest.mark.parametrize("inject", [False, True], ids=["schedule", "injected"])
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_radius_that_changes_moves_the_controller_no_more_than_a_constant_one(name, inject):
-    constant = samples_taken_at_a_tenth()
+    constant = samples_taken(0.1)
     changing = samples_taken(CHANGING[name], inject=inject)
     assert constant.max() < 100
     assert (np.abs(changing - constant) <= 0.35 * constant + 6).all(), (changing, constant)

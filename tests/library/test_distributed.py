@@ -143,9 +143,13 @@ def mesh_of(regime):
     return jax.make_mesh((DEVICES,), ("batch",), axis_types=(kind,), devices=devices)
 
 
+def spec_of_params(regime):
+    return P("batch") if "sharded" in regime else P()
+
+
 def on_shards(tx, regime):
     """The steps without an axis name, and their arguments, on the mesh that is set."""
-    params = jax.device_put(make_params(), P("batch") if "sharded" in regime else P())
+    params = jax.device_put(make_params(), spec_of_params(regime))
     batches = jax.device_put(make_batches(), P(None, "batch"))
 
     def gathered(params):
@@ -178,12 +182,12 @@ def on_devices(name, regime):
         )
         return jax.jit(mapped)(start(tx, make_params()), make_batches())
 
-    with jax.set_mesh(mesh_of(regime)):
+    mesh = mesh_of(regime)
+    with jax.set_mesh(mesh):
         step, (carry, batches) = on_shards(tx, regime)
-        params, *_ = carry
-        sharding = params["first"].sharding
         (params, *rest), sampled = jax.jit(step, donate_argnums=0)(carry, batches)
         # A buffer shaped like the parameters is where they are.
+        sharding = NamedSharding(mesh, spec_of_params(regime))
         for tree in (params, getattr(arsam_jax.get_state(rest[1]).correction, "psf", params)):
             assert all(sharding.is_equivalent_to(x.sharding, x.ndim) for x in tree.values())
         return (params, *rest), sampled

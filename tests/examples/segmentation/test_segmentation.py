@@ -271,8 +271,9 @@ def test_the_program_trains_and_tests_on_scenes(tmp_path):
 
 def test_a_step_of_a_large_network_keeps_its_shapes(archives):
     """Of PSPNet, which has two heads, with a rate of its own for the backbone."""
-    network = {"network": "pspnet50", "crop": 473, "backbone_rate": 0.1}
-    options = Options(data=archives[0], batch_size=2, **network)
+    options = Options(
+        data=archives[0], network="pspnet50", crop=473, batch_size=2, backbone_rate=0.1
+    )
     assert_a_step_keeps_shapes(Segmentation(options))
 
 
