@@ -18,6 +18,7 @@ from arsam_jax import measure, microbatches
 from arsam_jax.convolutions import fast_convolutions
 from benchmarks.harness.workloads import Data, Setting, Term, Workload, make_data
 
+SWA_START = 0.75  # of the run
 MEASURED_EXAMPLES = 256  # of the training set: curvature and sharpness are taken on these
 
 MakeLink = Callable[..., optax.GradientTransformationExtraArgs]
@@ -74,7 +75,10 @@ def train(
     )
     seconds = time.perf_counter() - start
     variables, opt_state = state.variables, state.opt_state
-    scored = state.average if workload.averaged else variables
+    scored = variables if state.average is None else state.average
+    if workload.swa is not None:
+        last_epoch = jnp.asarray(order[-len(order) // workload.epochs :])
+        scored = _with_statistics(workload, scored, x, last_epoch)
     score = _score(workload, scored, data.held_out_x, data.held_out_labels)
     eigenvalue = sharpness = float("nan")
     if held_out == "test":
@@ -107,7 +111,7 @@ def _order(workload: Workload, num_train: int, seed: int) -> np.ndarray:
 class _State(NamedTuple):
     variables: Any  # (params, batch_stats)
     opt_state: Any
-    average: Any  # of variables, or ()
+    average: Any  # of variables, or None
     memory: Any  # of the term of the loss, or ()
 
 
@@ -183,7 +187,7 @@ def _training(workload: Workload, make_link: MakeLink | Whole, share: float, num
     steps, term = num_steps(workload, num_train), workload.term
 
     def make_optimizer(seed, setting):
-        schedule = _SCHEDULES[workload.schedule](setting.learning_rate, steps)
+        schedule = _schedule(workload, setting.learning_rate, steps)
         knobs = setting.rho, share, steps, seed
         if workload.base == "adamw":
             base = [optax.adamw(schedule, weight_decay=setting.weight_decay)]
@@ -198,7 +202,7 @@ def _training(workload: Workload, make_link: MakeLink | Whole, share: float, num
     @jax.jit
     def init(variables, seed, setting):
         params = variables[0]
-        average = variables if workload.averaged else ()
+        average = variables if workload.averaged or workload.swa is not None else None
         memory = term.init(params, num_train) if term else ()
         return _State(variables, make_optimizer(seed, setting).init(params), average, memory)
 
@@ -254,8 +258,8 @@ def _training(workload: Workload, make_link: MakeLink | Whole, share: float, num
                 **more,
             )
             variables = optax.apply_updates(params, updates), new_statistics
-            if workload.averaged:
-                part = 1 / max(1, workload.averaged * steps)
+            if average is not None:
+                part = _part_of_average(workload, number, steps)
                 average = optax.incremental_update(variables, average, part)
             return _State(variables, opt_state, average, memory), loss
 
@@ -293,7 +297,41 @@ def _stable(learning_rate, steps):
     return optax.join_schedules(parts, [warm_up])
 
 
+def _of_swa(learning_rate, steps, part):
+    """As in the authors' code (github.com/timgaripov/swa): falls from half of the way to 0.9."""
+    start = SWA_START * steps
+    fall = optax.linear_schedule(1.0, part, round(0.4 * start), round(0.5 * start))
+    return lambda step: learning_rate * fall(step)
+
+
 _SCHEDULES = {"cosine": optax.cosine_decay_schedule, "stable": _stable}
+
+
+def _schedule(workload: Workload, learning_rate, steps: int):
+    if workload.swa:
+        return _of_swa(learning_rate, steps, workload.swa)
+    return _SCHEDULES[workload.schedule](learning_rate, steps)
+
+
+def _part_of_average(workload: Workload, number, steps: int):
+    """How much of the average the step's result becomes."""
+    if workload.swa is None:
+        return 1 / max(1, workload.averaged * steps)
+    of_epoch = steps // workload.epochs
+    epochs, rest = jnp.divmod(number + 1, of_epoch)
+    taken = epochs - round(SWA_START * workload.epochs) + 1
+    return jnp.where((rest == 0) & (taken > 0), 1 / jnp.maximum(taken, 1), 0.0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _with_statistics(workload, variables, x, order):
+    """The same with running statistics that have gone over these batches at these parameters."""
+    params, statistics = variables
+
+    def step(statistics, indices):
+        return _outputs(workload, params, statistics, x[indices])[1], None
+
+    return params, jax.lax.scan(step, statistics, order)[0]
 
 
 def snapshots(

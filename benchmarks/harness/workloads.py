@@ -85,6 +85,9 @@ class Workload(NamedTuple):
       num_microbatches: of which gradients are taken one after another, and handed to the method.
       averaged: the share of the run over which the parameters that are scored are averaged, with
         weights that fall exponentially; 0 scores the last ones.
+      swa: SWA (arXiv 1803.05407) in place of that: an even average of the parameters after each of
+        the last quarter of the epochs, the schedule its authors', which ends at this part of the
+        learning rate; 0 keeps ``schedule``. None is without it.
       term: of the loss of the gradient, not of that of ``grad_fn``.
     """
 
@@ -105,6 +108,7 @@ class Workload(NamedTuple):
     num_classes: int = NUM_CLASSES
     num_microbatches: int = 1
     averaged: float = 0.0
+    swa: float | None = None
     term: Term | None = None
 
 

@@ -261,11 +261,25 @@ def mesa(strength: float, workload: Workload) -> Term:
     )
 
 
-BASES = ("sgd", "saf", "mesa")  # have SGD's setting, the others SAM's
+def stochastic_weight_averaging() -> Peer:
+    """SGD at SWA's average. The dial: where the learning rate ends, 0 with its own schedule."""
+    dials = 0.0, 0.05, 0.2, 0.5
+    return Peer(
+        Method(
+            KNOWN["sgd"].make,
+            dials,
+            lambda sampled, dial: 1,
+            lambda workload, dial: workload._replace(swa=dial),
+        )
+    )
+
+
+BASES = ("sgd", "swa", "saf", "mesa")  # have SGD's setting, the others SAM's
 PEERS = {
     "sgd": Peer(KNOWN["sgd"]),
     "sam": Peer(KNOWN["sam"]),
     # What is cheaper than SAM.
+    "swa": stochastic_weight_averaging(),
     "momentum_sam": link(
         lambda rho, dial: arsam_jax.momentum_sam(rho), gradients=1, factors=(1, 2, 4, 8, 16)
     ),

@@ -1,11 +1,15 @@
 """What a training sees, and that it follows from its seed."""
 
+import functools
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import arsam_jax
-from benchmarks.harness import tuning
+from benchmarks.harness import training, tuning
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.training import snapshots
 from benchmarks.harness.tuning import Run
@@ -99,6 +103,51 @@ def test_what_is_scored_can_be_an_average_of_the_run(tiny):
     )
     assert last["accuracy"] == short["accuracy"] != long["accuracy"]
     assert last["train_loss"] == short["train_loss"] == long["train_loss"]
+
+
+def test_swa_averages_the_last_quarter_of_the_epochs(tiny):
+    workload = tiny._replace(epochs=8, swa=0.0)
+    make_link, data = METHODS["sgd"].make, make_data(workload, 3, "validation")
+    order = jnp.asarray(training._order(workload, len(data.x), 3))
+    begin, run = training._training(workload, make_link, 0, len(data.x))
+    state = begin(training.initial(workload, 3, data), 3, CENTER)
+    state, _ = jax.jit(run)(state, 3, CENTER, jnp.asarray(data.x), jnp.asarray(data.labels), order)
+    ends = [*snapshots(workload, make_link, CENTER, 3, data, (18, 21, 24))]
+    expected = jax.tree.map(lambda *arrays: np.mean(arrays, 0), *ends)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+        state.average,
+        expected,
+    )
+
+
+def test_statistics_go_over_the_last_epoch(tiny):
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=True):
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+
+    workload = tiny._replace(network=Normed())
+    data = make_data(workload, 3, "validation")
+    variables = training.initial(workload, 3, data)
+    order = training._order(workload, len(data.x), 3)
+    _, statistics = training._with_statistics(workload, variables, data.x, order)
+    mean, variance = np.zeros(4), np.ones(4)
+    for indices in order:
+        batch = data.x[indices].astype(np.float64)
+        mean, variance = 0.9 * mean + 0.1 * batch.mean(0), 0.9 * variance + 0.1 * batch.var(0)
+    (of_layer,) = statistics.values()
+    np.testing.assert_allclose(of_layer["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(of_layer["var"], variance, rtol=1e-5)
+
+
+def test_the_schedule_of_swa_ends_where_it_is_told(tiny):
+    """SWA begins at 75 of 100 epochs: the rate falls between half and 0.9 of these."""
+    schedule = training._schedule(tiny._replace(swa=0.2), 3.0, 1000)
+    found = [float(schedule(step)) for step in (0, 375, 525, 675, 999)]
+    np.testing.assert_allclose(found, [3.0, 3.0, 1.8, 0.6, 0.6], rtol=1e-5)
+    kept, own = (training._schedule(tiny._replace(swa=swa), 3.0, 1000) for swa in (0.0, None))
+    assert float(kept(500)) == float(own(500))
 
 
 def test_every_method_can_be_made_at_every_share():
