@@ -11,8 +11,9 @@ from importlib.metadata import version
 # Tests compile much and run little. Without fusion emitters, which later versions always have, bits
 # are equal at level 0 too.
 HAS_OTHER_EMITTERS = [int(x) for x in version("jax").split(".")[:2]] < [0, 11]
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 FLAGS = [
-    "--xla_force_host_platform_device_count=8",
+    EIGHT_DEVICES,
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
     f"--xla_backend_optimization_level={0 if HAS_OTHER_EMITTERS else 1}",

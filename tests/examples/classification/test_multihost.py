@@ -23,6 +23,7 @@ from examples.classification.methods import perturbation_size
 from examples.classification.trainer import Trainer
 from examples.common import records
 from examples.common.errors import StoppedError
+from tests.conftest import EIGHT_DEVICES
 
 ROOT = Path(__file__).parents[3]
 LAUNCH = ROOT / "examples" / "classification" / "launch"
@@ -168,10 +169,8 @@ def start(environments, arguments, folder, port):
     started = []
     for index, environment in enumerate(environments):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_"))}
-        # Without the forced devices of the tests: one device a process, if not more are asked for.
-        env["XLA_FLAGS"] = (
-            "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-        )
+        # One device a process, if not more are asked for.
+        env["XLA_FLAGS"] = env["XLA_FLAGS"].replace(EIGHT_DEVICES, "")
         env |= {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_PORT": str(port)} | environment
         own = ("--process-id", str(index)) if "--coordinator" in arguments else ()
         command = [sys.executable, "-c", PROGRAM, *arguments, *own, "--timeout", str(TIMEOUT)]

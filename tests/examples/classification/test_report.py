@@ -359,7 +359,7 @@ def drawn(monkeypatch, draw):
     draw()
     for figure in figures.values():
         figure.suptitle("title")
-        figure.canvas.draw()
+        figure.draw_without_rendering()
     return figures
 
 
