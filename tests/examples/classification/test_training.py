@@ -355,11 +355,12 @@ def test_micro_batches_give_the_mean_and_the_gradient_of_each(trainer):
         losses, (logits, moved) = trainer._losses_fn(params, batch_stats, batch, key)
         return losses, (logits + batch.index[:, None], moved)
 
-    take = in_microbatches.value_and_grad(losses_fn, 2)
-    (loss, (logits, stats)), grads, of_each = take(state.params, state.batch_stats, batch, key)
+    take = jax.jit(in_microbatches.value_and_grad(losses_fn, 2))
+    taken = jax.device_get(take(state.params, state.batch_stats, batch, key))
+    (loss, (logits, stats)), grads, of_each = taken
     halves = [Batch(images[i::2], labels[i::2], batch.index[i::2]) for i in range(2)]
-    alone = jax.value_and_grad(mean_of(losses_fn), has_aux=True)
-    found = [alone(state.params, state.batch_stats, half, key) for half in halves]
+    alone = jax.jit(jax.value_and_grad(mean_of(losses_fn), has_aux=True))
+    found = [jax.device_get(alone(state.params, state.batch_stats, h, key)) for h in halves]
 
     def assert_close(actual, expected):
         jax.tree.map(
