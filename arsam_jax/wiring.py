@@ -1,5 +1,6 @@
 """A check, before training, that the arguments of ``tx.update`` belong together."""
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -213,8 +214,9 @@ def _differences(got, expected, params, tolerance, else_why=_OTHER_LOSS) -> Iter
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(got)]
     g, e = _same_dtypes(got, expected)
     least = 1e-3 * tolerance * max(_norm(g), _norm(e))
-    is_zero = [_norm([x]) == 0 and _norm([y]) > least for x, y in zip(g, e, strict=True)]
-    is_extra = [_norm([y]) == 0 and _norm([x]) > least for x, y in zip(g, e, strict=True)]
+    norms = [*zip(*jax.device_get((_norms(g), _norms(e))), strict=True)]
+    is_zero = [own == 0 and right > least for own, right in norms]
+    is_extra = [right == 0 and own > least for own, right in norms]
     for flags, verb in ((is_zero, "are 0"), (is_extra, "alone are not 0")):
         if any(flags):
             where = [name or "the root" for name, flag in zip(names, flags, strict=True) if flag]
@@ -230,7 +232,7 @@ def _differences(got, expected, params, tolerance, else_why=_OTHER_LOSS) -> Iter
 
 def _explain(g, e, w, tolerance, else_why) -> str:
     """What two lists of gradients that differ look like."""
-    factor, rest = _fit(g, e)
+    factor, rest = map(float, _fit(g, e))
     if rest <= tolerance * _norm(g):
         text = f"are {factor:.4g} times as large: "
         whole = max(factor, 1 / factor) if factor > 0 else 0
@@ -247,9 +249,9 @@ def _explain(g, e, w, tolerance, else_why) -> str:
     conjugate = [jnp.conj(x) for x in e]
     if _distance(g, conjugate) <= tolerance:
         return "are the complex conjugates: conjugate jax.grad on both sides, as optax takes it."
-    decay, difference = _fit([x - y for x, y in zip(g, e, strict=True)], _same_dtypes(w, g)[0])
-    size = _norm([x - y for x, y in zip(g, e, strict=True)])
-    if difference <= 0.1 * size:
+    change = [x - y for x, y in zip(g, e, strict=True)]
+    decay, difference = map(float, _fit(change, _same_dtypes(w, g)[0]))
+    if difference <= 0.1 * _norm(change):
         return (
             f"have {decay:.3g} · params added: weight decay on one side. Put it into the loss, or"
             " after the link."
@@ -260,17 +262,30 @@ def _explain(g, e, w, tolerance, else_why) -> str:
     )
 
 
+# What follows is compiled once for a tree, not operation by operation for each shape in it.
+
+
+@jax.jit
 def _fit(g, e):
     """The factor with which ``e`` is closest to ``g``, and the norm of what then is left."""
-    factor = float(_tree.safe_divide(_tree.dot(g, e), _tree.dot(e, e)))
-    return factor, _norm([x - jnp.asarray(factor, y.dtype) * y for x, y in zip(g, e, strict=True)])
+    factor = _tree.safe_divide(_tree.dot(g, e), _tree.dot(e, e))
+    rest = [x - factor.astype(y.dtype) * y for x, y in zip(g, e, strict=True)]
+    return factor, _tree.norm(rest)
+
+
+@jax.jit
+def _norms(leaves):
+    return [_tree.norm([x]) for x in leaves]
+
+
+@jax.jit
+def _difference(a, b):
+    return [x - y for x, y in zip(*_same_dtypes(a, b), strict=True)]
 
 
 def _distance(a, b) -> float:
     """‖a − b‖ in units of the larger of both norms."""
-    a, b = _same_dtypes(a, b)
-    difference = _norm([x - y for x, y in zip(a, b, strict=True)])
-    return difference / (max(_norm(a), _norm(b)) or 1)
+    return _norm(_difference(a, b)) / (max(_norm(a), _norm(b)) or 1)
 
 
 def _same_dtypes(a, b):
@@ -282,11 +297,11 @@ def _same_dtypes(a, b):
 
 
 def _norm(tree) -> float:
-    return float(_tree.norm(tree))
+    return math.hypot(*jax.device_get(_norms(jax.tree.leaves(tree))))
 
 
 def _is_finite(tree) -> bool:
-    return bool(jnp.isfinite(_tree.norm(tree)))
+    return math.isfinite(_norm(tree))
 
 
 def _tolerance(grads, params, extra_args) -> float:
