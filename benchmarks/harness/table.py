@@ -5,6 +5,7 @@ import fcntl
 import functools
 import io
 import os
+import platform
 import subprocess
 import time
 from collections.abc import Collection
@@ -25,7 +26,8 @@ def provenance(**others: Any) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "device": jax.devices()[0].device_kind,
-        "versions": f"jax {jax.__version__}, arsam_jax {arsam_jax.__version__}",
+        "versions": f"jax {jax.__version__}, arsam_jax {arsam_jax.__version__}, python"
+        f" {platform.python_version()}",  # whose texts some workloads read
     } | others
 
 

@@ -1,6 +1,7 @@
 """The CSV files: whole lines, one set of columns, and where each row is from."""
 
 import csv
+import platform
 
 import pytest
 
@@ -57,6 +58,7 @@ def test_provenance():
     assert tuple(found) == table.PROVENANCE
     assert found["device"] == "abacus"
     assert found["versions"].startswith("jax ")
+    assert platform.python_version() in found["versions"]
 
 
 def git(folder, *arguments):
