@@ -72,7 +72,7 @@ help:  ## this list
 
 # Apart from the tools of development: Sphinx and twine want different versions of docutils.
 .venv/docs/installed: pyproject.toml docs/constraints.txt .venv/installed
-	$(BIN)/uv venv --quiet --clear .venv/docs
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/docs
 	$(BIN)/uv pip install --quiet --python .venv/docs/bin/python -c docs/constraints.txt \
 		-r pyproject.toml --extra docs
 	touch $@

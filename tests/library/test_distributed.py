@@ -26,9 +26,9 @@ EXAMPLES = 64  # of the data set, as METHODS says
 EACH = "shard_map" if hasattr(jax, "shard_map") else "pmap"
 ALL = ("pmap", "shard_map", "shard_map unchecked", "jit sharded", "explicit", "explicit sharded")
 DIFFERENT = ("arsam", "esam", "m_sam", "ausam", "sparse_sam")  # from one regime to another
-CASES = dict.fromkeys(
-    [(name, EACH) for name in METHODS] + [(name, regime) for name in DIFFERENT for regime in ALL]
-)
+# Ask for more than a gradient. The others are run over an axis by the contract suite, with vmap.
+OTHERS = ("sampa", "k_sam", "rw_sam", "budgeted_m_sam", "gam")
+CASES = [(name, EACH) for name in OTHERS] + [(name, where) for name in DIFFERENT for where in ALL]
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +158,18 @@ def on_shards(tx, regime):
     return scanned(make_step(tx, gathered=gathered)), (start(tx, params), batches)
 
 
+def in_shard_map(tx, check_vma=True):
+    return jax.jit(
+        jax.shard_map(
+            scanned(make_step(tx, "batch")),
+            mesh=jax.sharding.Mesh(jax.devices()[:DEVICES], ("batch",)),
+            in_specs=(P(), P(None, "batch")),
+            out_specs=P(),
+            check_vma=check_vma,
+        )
+    )
+
+
 @functools.cache
 def on_devices(name, regime):
     tx, devices = make_tx(name), jax.devices()[:DEVICES]
@@ -172,15 +184,8 @@ def on_devices(name, regime):
             chex.assert_trees_all_equal(jax.tree.map(lambda x, d=device: x[d], result), first)
         return first
     if regime.startswith("shard_map"):
-        mesh = jax.sharding.Mesh(devices, ("batch",))
-        mapped = jax.shard_map(
-            scanned(make_step(tx, "batch")),
-            mesh=mesh,
-            in_specs=(P(), P(None, "batch")),
-            out_specs=P(),
-            check_vma=regime == "shard_map",
-        )
-        return jax.jit(mapped)(start(tx, make_params()), make_batches())
+        mapped = in_shard_map(tx, check_vma=regime == "shard_map")
+        return mapped(start(tx, make_params()), make_batches())
 
     mesh = mesh_of(regime)
     with jax.set_mesh(mesh):
@@ -204,6 +209,16 @@ def test_devices_equal_one_over_200_steps(name, regime):
     np.testing.assert_array_equal(sampled, expected_sampled)
     assert sampled.any()
     chex.assert_trees_all_close(carry, expected_carry, rtol=1e-6, atol=1e-7)
+
+
+@needs_shard_map
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_alike_on_all_devices_is_so_by_its_type(name):
+    """Parameters, state and decisions of each method, by which ``shard_map`` lets them out."""
+    tx = make_tx(name)
+    arguments = jax.eval_shape(lambda: (start(tx, make_params()), make_batches()))
+    traced = in_shard_map(tx).trace(*arguments)
+    assert jax.tree.structure(traced.out_info[0]) == jax.tree.structure(arguments[0])
 
 
 @needs_set_mesh
