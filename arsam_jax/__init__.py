@@ -49,6 +49,7 @@ from arsam_jax.core import (
 )
 from arsam_jax.decoupling import decouple
 from arsam_jax.metrics import metrics_dict
+from arsam_jax.restore import from_base_state
 from arsam_jax.wiring import check_wiring
 
 __version__ = "0.1.0"
@@ -69,6 +70,7 @@ __all__ = [
     "fast_convolutions",
     "final_phase_sam",
     "friendly_sam",
+    "from_base_state",
     "gam",
     "get_metrics",
     "get_state",

@@ -11,6 +11,14 @@ import numpy as np
 from jax.core import Tracer
 
 
+class MissingArgumentError(ValueError):
+    """An extra argument of ``update`` that a part needs is missing."""
+
+    def __init__(self, argument: str, message: str):
+        super().__init__(message)
+        self.argument = argument
+
+
 def check_number(
     name: str,
     value: Any,
@@ -126,7 +134,16 @@ def checked_grad_fn(name: str, grad_fn: Any) -> Callable[[Any], Any]:
         raise TypeError(f"{name} must be a function of params, got {grad_fn!r}.")
 
     def checked(params):
-        found = grad_fn(params)
+        try:
+            found = grad_fn(params)
+        except (AttributeError, TypeError) as error:
+            error.add_note(
+                f"{name} is called with params, a tree of arrays, and not with a model. Build the"
+                " model inside it: eqx.combine(params, static) for Equinox, nnx.merge(graphdef,"
+                " params, rest, copy=True) for Flax NNX. arsam_jax.equinox.eqx_value_and_grad and"
+                f" arsam_jax.flax.nnx_value_and_grad return such a {name}."
+            )
+            raise
         same_structure = jax.tree.structure(params) == jax.tree.structure(found)
         shapes = [list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (params, found)]
         if not same_structure or shapes[0] != shapes[1]:

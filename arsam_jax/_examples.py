@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from arsam_jax import _tree
+from arsam_jax import _check, _tree
 
 _EXAMPLE_CALL = """
     def example_loss_fn(params, batch):  # one loss for each example
@@ -36,9 +36,10 @@ def example_loss(
     """
     for missing, value in (("example_loss_fn", example_loss_fn), (name, batch)):
         if value is None:
-            raise ValueError(
-                f"This method looks at single examples: its update needs {missing}."
-                f"\n{_EXAMPLE_CALL}"
+            raise _check.MissingArgumentError(
+                missing,
+                f"This method evaluates single examples: its update needs {missing}."
+                f"\n{_EXAMPLE_CALL}",
             )
     if not callable(example_loss_fn):
         raise TypeError(

@@ -19,6 +19,11 @@ def wide_dtype(x: chex.Array) -> Any:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
+def strong(tree: Any) -> Any:
+    """The arrays of ``tree`` without JAX's weak types, which would differ between branches."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+
+
 def widen(tree: Any) -> Any:
     """Casts bfloat16 and float16 leaves to float32, leaves every other one as it is."""
     return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(x)), tree)
@@ -203,6 +208,22 @@ def _is_explicit(tree: Any) -> bool:
         kinds.Explicit in (jax.typeof(x).sharding.mesh.axis_types or ())
         for x in jax.tree.leaves(tree)
     )
+
+
+@jax.custom_batching.custom_vmap
+def any_in_batch(condition: jax.Array) -> jax.Array:
+    """A bool scalar; under ``vmap`` whether it holds for any element, as one unbatched value.
+
+    A ``lax.cond`` on the result stays a ``cond`` under ``vmap``. The caller then selects by
+    ``condition``.
+    """
+    return condition
+
+
+@any_in_batch.def_vmap
+def _any_in_batch_vmap(axis_size, in_batched, condition):
+    del axis_size
+    return any_in_batch(jnp.any(condition, axis=0) if in_batched[0] else condition), False
 
 
 def reject(a: Any, b: Any) -> Any:

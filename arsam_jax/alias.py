@@ -7,6 +7,7 @@ Every one is the first link of a chain, before the base optimizer, and needs ``g
 parameters. SAF and MESA are terms of the loss, in ``arsam_jax.trajectory``.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -106,7 +107,7 @@ def ae_sam(
 
 def arsam(
     rho: Radius,
-    alpha: float,
+    alpha: float = 0.4,
     *,
     ema_decay: float = 0.9,
     segment_length: int = 50,
@@ -134,8 +135,9 @@ def arsam(
 
     Args:
       rho: the radius.
-      alpha: α >= 0; the paper recommends 0.1 to 1 (0.2 CIFAR-10, 0.4 CIFAR-100, 0.8
-        Tiny-ImageNet). A larger one samples more.
+      alpha: α >= 0, how strongly a change of the ratio moves the sampling probability. A larger α
+        samples more steps. The paper recommends 0.1 to 1 (0.2 for CIFAR-10, 0.4 for CIFAR-100, 0.8
+        for Tiny-ImageNet).
       ema_decay: β in [0, 1), of the moving average of the ratio's relative change.
       segment_length: M, the steps between two changes of p. 50 in the paper; p moves only once a
         segment, so short runs need shorter ones.
@@ -148,7 +150,8 @@ def arsam(
       reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
       norm_mask: tree of bools, or a function that makes it from the parameters: the leaves over
         which the ratio is measured. With optax.inject_hyperparams name it in static_args.
-      seed: of the draws.
+      seed: of the draws. Two transformations with equal seeds sample the same steps: give each
+        player of a GAN its own.
 
     References:
       Deng and Pang, Adaptively Sampling-Reusing-Mixing Decomposed Gradients to Speed Up Sharpness
@@ -249,6 +252,8 @@ def _scaled(rho: Radius, factor: float | Callable[[Any], Any]) -> Radius:
     def times(base: Any, step: Any) -> Any:
         return jnp.float32(base) * factor(step) if callable(factor) else base * factor
 
+    if isinstance(rho, numbers.Real) and rho == 0:
+        return 0.0  # still the number 0, for which every method returns the gradient
     if isinstance(rho, radius.Radius):
         return rho._replace(value=lambda state, step: times(rho.value(state, step), step))
     if callable(rho):

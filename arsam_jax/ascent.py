@@ -138,6 +138,6 @@ def random_mask(
 
     def init_fn(params):
         del params
-        return RandomMaskState(_random.make_key(seed))
+        return RandomMaskState(_random.make_key(seed, "ascent.random_mask"))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore

@@ -3,6 +3,7 @@
 A sharpness-aware link calls this itself. Whoever scans over train steps on a CPU needs it, too.
 """
 
+# pyright: reportPossiblyUnboundVariable=false
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,11 +11,17 @@ from typing import Any, cast
 
 import jax
 from jax import lax
-from jax.core import ShapedArray, eval_jaxpr
-from jax.extend.backend import backends
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
-from jax.extend.core.primitives import conv_general_dilated_p, transpose_p
 from jax.sharding import NamedSharding, PartitionSpec
+
+try:  # These names have moved between versions of JAX. Without them nothing is rewritten.
+    from jax.core import ShapedArray, eval_jaxpr
+    from jax.extend.backend import backends
+    from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+    from jax.extend.core.primitives import conv_general_dilated_p, transpose_p
+except ImportError as error:
+    MISSING: ImportError | None = error
+else:
+    MISSING = None
 
 
 def fast_convolutions(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -50,6 +57,9 @@ def fast_convolutions(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
       Nothing of its own; what `fn` raises is passed on.
     """
 
+    if MISSING is not None:
+        return _warned(fn, MISSING)
+
     @functools.wraps(fn)
     def fast_fn(params):
         # jit's cache knows a function by identity, and fn may close over other tracers by now.
@@ -73,7 +83,24 @@ def fast_convolutions(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return fast_fn
 
 
-def _evaluate(jaxpr: ClosedJaxpr, *args):
+def _warned(fn, missing):
+    """``fn`` as it is, with a warning where it has convolutions that a CPU will run slowly."""
+
+    @functools.wraps(fn)
+    def slow_fn(params):
+        jaxpr = str(jax.make_jaxpr(functools.partial(fn))(params))
+        if "conv_general_dilated" in jaxpr and jax.default_backend() == "cpu":
+            _warn_once(
+                "The gradients of convolutions inside lax.cond will be 20 to 40 times slower on"
+                f" CPU, because this version of JAX lacks what arsam_jax needs ({missing}). Other"
+                " platforms are not affected. Please report it, or use an older JAX."
+            )
+        return fn(params)
+
+    return slow_fn
+
+
+def _evaluate(jaxpr: "ClosedJaxpr", *args):
     return eval_jaxpr(_opened(jaxpr), jaxpr.consts, *args)
 
 
@@ -87,7 +114,7 @@ def _warn_once(message: str):
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def _with_canonical_convolutions(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+def _with_canonical_convolutions(jaxpr: "ClosedJaxpr") -> "ClosedJaxpr":
     """Rewrites every convolution, at any depth; what has none to rewrite stays the same object."""
 
     @functools.cache  # a jaxpr used twice is also lowered and compiled once
@@ -107,7 +134,7 @@ def _with_canonical_convolutions(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
                 return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
         return value
 
-    def rewrite_equation(eqn: JaxprEqn) -> list[JaxprEqn]:
+    def rewrite_equation(eqn: "JaxprEqn") -> "list[JaxprEqn]":
         if eqn.primitive is conv_general_dilated_p:
             return _canonical_convolution(eqn)
         params = {name: rewrite_param(value) for name, value in eqn.params.items()}
@@ -117,7 +144,7 @@ def _with_canonical_convolutions(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     return rewrite(jaxpr)
 
 
-def _canonical_convolution(eqn: JaxprEqn) -> list[JaxprEqn]:
+def _canonical_convolution(eqn: "JaxprEqn") -> "list[JaxprEqn]":
     """The equations of transpose, convolution in canonical form, transpose."""
     lhs, rhs, out = (cast(ShapedArray, v.aval) for v in (*eqn.invars, *eqn.outvars))
     spatial = "".join(map(str, range(lhs.ndim - 2)))
@@ -155,7 +182,7 @@ def _order(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
     return tuple(dimension for _, dimension in sorted(zip(new, old, strict=True)))
 
 
-def _permuted_aval(aval: ShapedArray, order: tuple[int, ...]) -> ShapedArray:
+def _permuted_aval(aval: "ShapedArray", order: tuple[int, ...]) -> "ShapedArray":
     shape = tuple(aval.shape[i] for i in order)
     return aval.update(shape=shape, sharding=_permuted(aval.sharding, order))
 

@@ -100,16 +100,26 @@ def sharpness_aware(
     where the step has them. Extra arguments that no part needs are ignored, so a step can pass them
     all.
 
-    A step costs one gradient, and on sampled steps what the probe costs (one more for most). No
-    second gradient is taken, and none reused, where ρ(t) is not positive (where nothing reads the
-    gradient, see ``Probe``, the probe is always asked, unless ρ is the number 0). A perturbed
-    gradient that is not finite is emitted, so that ``optax.apply_if_finite`` further down the chain
-    sees it, and like a clean one that is not leaves the states of probe and correction as they
-    were, and that of the policy but for the price that was paid. Of a schedule
-    or an injected number, what is below 0 counts as 0, and where it is NaN, NaN is emitted.
+    A step costs one gradient, and on sampled steps what the probe costs in addition (one more for
+    most). With the number 0 for ``rho``, or a policy that never samples, ``update`` returns the
+    gradients it was given, so the base optimizer runs unchanged, bit for bit. Where a schedule of ρ
+    is 0 (or below), no second gradient is evaluated and none is reused. The returned gradient then
+    has the values of the clean one, but the compiler may round it differently in the last bit,
+    because the ``lax.cond`` is part of the program. Probes that do not read the gradient (see
+    ``Probe``) are evaluated on those steps, too. Where ρ is NaN, NaN is returned.
+
+    Non-finite gradients are returned, so that ``optax.apply_if_finite`` further down the chain sees
+    them. They change no part of the state except counters and the record of evaluated gradients.
     ``measure=True`` fills all of ``Metrics``.
 
-    Under ``vmap`` a batched decision runs both branches: every step then costs two gradients.
+    Under ``vmap`` the decision has to be the same for all elements, or the ``lax.cond`` becomes a
+    ``select`` and every step costs two gradients. Put the whole run inside the ``vmap``: decisions
+    that depend on the step and the seed alone then stay unbatched. They are those of all methods
+    except ``arsam`` and ``ae_sam``, whose decisions follow the gradients. For these two, pass the
+    ``axis_name`` of the ``vmap`` to ``update``: a step is then sampled for all elements if one of
+    them wants it. Do not pass the axis of an ensemble to methods that take ``example_loss_fn``,
+    which average their gradients over ``axis_name``. If only the train step is mapped, the state is
+    batched; pass ``axis_name`` in this case as well.
 
     Args:
       rho: ρ >= 0, the radius of the perturbation, a schedule ``step -> ρ``, or a policy of
@@ -148,9 +158,11 @@ def sharpness_aware(
         dtypes = {jnp.result_type(x) for x in jax.tree.leaves(params)}
         if not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
             raise ValueError(
-                "params must be floating point or complex; keep integers (counters, keys)"
-                f" elsewhere. Got the dtypes {sorted(map(str, dtypes))}."
+                "params must be floating point or complex arrays, got the dtypes"
+                f" {sorted(map(str, dtypes))}. Keep integers, counters and keys elsewhere. For an"
+                " Equinox model pass eqx.filter(model, eqx.is_inexact_array), not eqx.is_array."
             )
+        params = _tree.strong(params)
         metrics = Metrics(*(jnp.zeros([], _METRIC_DTYPES[name]) for name in Metrics._fields))
         return SharpnessAwareState(
             step=jnp.zeros([], jnp.int32),
@@ -175,10 +187,17 @@ def sharpness_aware(
         if not isinstance(measure, bool):
             raise TypeError(f"measure must be a Python bool, got {measure!r}.")
         grad_fn = _resolve_grad_fn(updates, params, grad_fn, value_fn)
+        given, updates, params = updates, _tree.strong(updates), _tree.strong(params)
         rho_t, sampled, is_unread, policy_state = _decide(
             parts, rho, state, updates, params, extra_args.get("axis_name")
         )
         age = jnp.where(state.age < correction_lib.NEVER, state.age + 1, state.age)
+        if sampled is False:  # This step and all others: nothing is computed, so every bit is kept.
+            metrics = state.metrics._replace(rho=jnp.asarray(rho_t, jnp.float32))
+            if measure:
+                metrics = metrics._replace(grad_norm=_float32(_tree.norm(updates)))
+            step = jnp.asarray(optax.safe_increment(state.step))
+            return given, state._replace(step=step, age=age, sampling=policy_state, metrics=metrics)
         extra_args |= {"rho": rho_t, "step": state.step, "grad_fn": grad_fn}
         fresh = functools.partial(
             _fresh, parts, state, updates, extra_args, is_unread=is_unread, measure=measure
@@ -188,15 +207,21 @@ def sharpness_aware(
         if isinstance(sampled, Tracer):
             result = jax.lax.cond(sampled, branch, stale, params)
         else:  # known, as it is outside jit, where a cond would be compiled anew at every step
-            if not (sampled or sampled is False or isinstance(state.step, Tracer) or state.step):
+            if not (sampled or isinstance(state.step, Tracer) or state.step):
                 _trace(fresh, params)  # as jit does: what is wrong is an error in the first step
             result = branch(params) if sampled else stale(params)
 
         rho_32, radius_state = jnp.asarray(rho_t, jnp.float32), state.radius
+        sampled = jnp.asarray(sampled)
         if sampling.record is not None:
-            policy_state = sampling.record(policy_state, state.step, *result.recorded, rho_32)
+            policy_state = sampling.record(
+                policy_state, state.step, sampled, *result.recorded, rho_32
+            )
         if radius.record is not None:
-            radius_state = radius.record(radius_state, state.step, *result.recorded_whole, rho_32)
+            radius_state = radius.record(
+                radius_state, state.step, sampled, *result.recorded_whole, rho_32
+            )
+        num_sampled = state.metrics.num_sampled
         state = SharpnessAwareState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             age=jnp.where(result.is_accepted, 0, age),
@@ -205,8 +230,8 @@ def sharpness_aware(
             sampling=policy_state,
             correction=result.correction,
             metrics=Metrics(
-                jnp.asarray(sampled),
-                state.metrics.num_sampled + jnp.asarray(sampled, jnp.int32),
+                sampled,
+                jnp.where(sampled, optax.safe_increment(num_sampled), num_sampled),
                 rho_32,
                 _float32(_tree.norm(updates)) if measure else state.metrics.grad_norm,
                 *result.measured,
@@ -278,6 +303,8 @@ def _decide(parts, rho, state, updates, params, axis_name):
     radius, probe, sampling, correction = parts
     is_constant = isinstance(rho, numbers.Real)
     rho_t: Any = radius.value(state.radius, state.step)
+    if is_constant and rho_t == 0:
+        return rho_t, False, False, state.sampling
     rho_t = rho_t if is_constant else jnp.maximum(rho_t, 0)
 
     norm = _float32(sampling.norm(_tree.widen(updates), params))
@@ -285,10 +312,10 @@ def _decide(parts, rho, state, updates, params, axis_name):
     reads_grads = probe.reads_grads or correction.reads_grads or parts.records
     is_unread = wanted is True and not reads_grads
     _check_replicated((wanted, () if is_unread else updates))
-    if wanted is False or (is_constant and rho_t == 0):
+    if wanted is False:
         sampled = False
-    elif wanted is True and (is_constant or is_unread):
-        sampled = True
+    elif is_constant or is_unread or radius.is_positive:
+        sampled = True if wanted is True else _uniform(wanted, axis_name)
     else:
         sampled = _uniform((jnp.asarray(rho_t) > 0) & wanted, axis_name)
     return rho_t, sampled, is_unread, policy_state
@@ -301,7 +328,7 @@ class _StepResult(NamedTuple):
     probe: Any
     correction: Any
     is_accepted: jax.Array  # whether a perturbed gradient was taken, and a finite one if kept
-    recorded: tuple  # what the sampling policy records: is_accepted, ‖g‖, ‖PSF‖
+    recorded: tuple  # what the sampling policy records: ‖g‖, ‖PSF‖
     recorded_whole: tuple  # the same for the radius, of all leaves
     measured: tuple  # the last three of the metrics
 
@@ -317,22 +344,23 @@ def _fresh(parts, state, updates, extra_args, params, *, is_unread, measure):
 
     minus_psf = () if is_unread and not measure else _tree.minus_psf(grads, perturbed_grads)
     is_accepted = jnp.array(True)
-    keeps = [x.dtype for x in jax.tree.leaves((state.probe, state.correction))]
-    if parts.records or any(jnp.issubdtype(x, jnp.inexact) for x in keeps):
+    old, new = (state.probe, state.correction), (probe_state, correction_state)
+    if parts.records or _has_moved(new, old):
         norm = _tree.norm(perturbed_grads if is_unread else minus_psf)
         # What is kept may have a narrower dtype and overflow where the gradient does not.
         narrow = _tree.narrow_leaves(correction_state, norm)
         is_accepted = jnp.isfinite(norm) & _tree.is_finite(narrow)
         if not is_unread:
             is_accepted &= jnp.isfinite(_tree.norm(grads))
-        probe_state = _tree.where(is_accepted, probe_state, state.probe)
-        correction_state = _tree.where(is_accepted, correction_state, state.correction)
+        probe_state, correction_state = jax.tree.map(
+            lambda x, y: y if x is y else jnp.where(is_accepted, x, y), new, old
+        )
 
     def recorded(record, norm):
         if record is None:
             return ()
         correction_norm = jnp.where(is_accepted, _float32(norm(minus_psf, params)), jnp.nan)
-        return is_accepted, _float32(norm(grads, params)), correction_norm
+        return _float32(norm(grads, params)), correction_norm
 
     measured = state.metrics[-3:]
     if measure:
@@ -357,15 +385,19 @@ def _stale(parts, state, updates, age, rho_t, params):
     if not isinstance(rho_t, numbers.Real):  # a PSF of another radius is not one of ρ = 0
         nan_or_one = jnp.where(jnp.isnan(rho_t), jnp.nan, 1)
         emitted = _tree.where(jnp.greater(rho_t, 0), emitted, _tree.scale(nan_or_one, grads))
-    zero, none = jnp.zeros([], jnp.float32), jnp.array(False)
-    nothing = none, zero, zero
+    nothing = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32)
     emitted = _tree.cast_like(emitted, updates)
     return _StepResult(
-        *(emitted, state.probe, state.correction, none),
+        *(emitted, state.probe, state.correction, jnp.array(False)),
         () if sampling.record is None else nothing,
         () if radius.record is None else nothing,
         tuple(state.metrics[-3:]),
     )
+
+
+def _has_moved(new, old):
+    """Whether a part has computed a new leaf of its state. A key that it passes on is the same."""
+    return any(x is not y for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True))
 
 
 _METRIC_DTYPES = dict.fromkeys(Metrics._fields, jnp.float32) | {

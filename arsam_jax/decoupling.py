@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -70,6 +71,10 @@ def decouple(
         rate: Any = learning_rate(step) if callable(learning_rate) else learning_rate
         grads = _tree.widen(updates)
         emitted, link_state = link.update(grads, state.link, params, **extra_args)
+        pairs = zip(jax.tree.leaves(emitted), jax.tree.leaves(grads), strict=True)
+        if all(x is y for x, y in pairs):  # ρ is 0: the base optimizer, bit for bit
+            updates, base_state = base.update(updates, state.base, params, **extra_args)
+            return updates, DecoupleState(link_state, base_state)
         sharpness = _tree.subtract(emitted, grads)
         is_finite = jnp.isfinite(_tree.norm(sharpness))
         to_base = _tree.cast_like(_tree.where(is_finite, grads, emitted), updates)

@@ -80,11 +80,37 @@ def nnx_value_and_grad(
     has_aux: bool = False,
     num_microbatches: int = 1,
 ) -> tuple[Any, Any, Callable[[Any], Any]]:
-    r"""The loss and gradients of an NNX model, and the ``grad_fn`` that belongs to them.
+    r"""Computes the loss and gradients of an NNX model, and the matching ``grad_fn``.
 
-    The clean pass moves the state of the model (BatchNorm statistics, dropout counters) as
-    ``nnx.value_and_grad`` does. ``grad_fn`` starts from the state before it, so both passes draw
-    the same dropout masks, and drops what the perturbed pass changes.
+    The clean pass updates the state of the model (BatchNorm statistics, dropout counters) and of
+    every NNX object among ``args`` (``nnx.Rngs``, ``nnx.Metric``, a second model), as
+    ``nnx.value_and_grad`` does. ``grad_fn`` starts from the state before that pass, so both passes
+    draw the same dropout masks, and discards its own updates.
+
+    With ``num_microbatches`` K > 1 the gradients are accumulated, in both passes, over K
+    micro-batches that run one after another: :math:`\frac1K \sum_k \nabla L_k`. State is carried
+    from one micro-batch to the next, so it is updated K times per step. Micro-batch k consists of
+    the examples k, k + K, k + 2K, ...
+
+    Args:
+      loss_fn: ``loss_fn(model, *args) -> loss``, a mean over examples, or ``(loss, aux)`` with
+        ``has_aux``.
+      model: the model. With K > 1, ``loss_fn`` must not add variables to it (``nnx.Module.sow``).
+      *args: further arguments of ``loss_fn``: the mini-batch, and NNX objects. With K > 1 every
+        array that has an axis is split along its first one. NNX objects are not split.
+      wrt: the filter of the trained parameters of ``model``, the same as for ``nnx.Optimizer``. All
+        other parameters are frozen.
+      has_aux: whether ``loss_fn`` returns auxiliary data.
+      num_microbatches: K >= 1, a Python integer that divides the batch size.
+
+    Returns:
+      ``(loss, grads, grad_fn)``, or ``((loss, aux), grads, grad_fn)`` with ``has_aux``. With K > 1
+      the aux of the micro-batches are stacked along a new first axis. ``grad_fn(params) -> grads``
+      takes the parameters that ``nnx.Optimizer.update`` passes.
+
+    Raises:
+      TypeError, ValueError: for a bad ``num_microbatches``, and by ``grad_fn`` for parameters other
+        than those that ``wrt`` selects.
 
     Example::
 
@@ -93,50 +119,28 @@ def nnx_value_and_grad(
             loss, grads, grad_fn = nnx_value_and_grad(loss_fn, model, batch)
             optimizer.update(model, grads, grad_fn=grad_fn)
             return loss
-
-    With ``num_microbatches`` K the gradients are accumulated: both passes take K parts of the
-    batch one after another, :math:`\frac1K \sum_k \nabla L_k`, and statistics and counters go on
-    from part to part, K times a step. Part k is examples k, k + K, k + 2K, ...
-
-    Args:
-      loss_fn: ``loss_fn(model, *args) -> loss``, a mean over examples, or ``(loss, aux)`` with
-        ``has_aux``.
-      model: the model. With K > 1, ``loss_fn`` must not add variables to it (``nnx.Module.sow``).
-      *args: further arguments of ``loss_fn``: the mini-batch.
-      wrt: the filter of the trained parameters, as given to ``nnx.Optimizer``. All others are
-        frozen.
-      has_aux: whether ``loss_fn`` returns auxiliary data.
-      num_microbatches: K >= 1, a Python integer that divides the batch size. With K > 1 every array
-        in ``args`` that has an axis is split along its first one.
-
-    Returns:
-      ``(loss, grads, grad_fn)``, or ``((loss, aux), grads, grad_fn)`` with aux of the K parts
-      stacked if K > 1. ``grad_fn(params) -> grads`` takes what ``nnx.Optimizer.update`` passes.
-
-    Raises:
-      TypeError, ValueError: for a bad ``num_microbatches``.
     """
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
-    params, rest, pure_fn = _pure(loss_fn, model, wrt)
+    pure = _Pure(loss_fn, model, args, wrt)
     if num_microbatches == 1:
 
         def loss_at(params):
-            output, _ = pure_fn(params, rest, *args)
+            output, _ = pure(params, pure.rest, pure.arrays)
             return output[0] if has_aux else output
 
         differentiated = nnx.DiffState(0, wrt)
         value_and_grad = nnx.value_and_grad(loss_fn, argnums=differentiated, has_aux=has_aux)
         return *value_and_grad(model, *args), jax.grad(loss_at)
 
-    parts, join = _split(args, num_microbatches)
+    parts, join = _split(pure.arrays, num_microbatches)
 
     def accumulate(params):
         def add_part(carry, part):
             rest, total = carry
 
             def loss_at(params):
-                output, changed = pure_fn(params, rest, *join(part))
+                output, changed = pure(params, rest, join(part))
                 loss, aux = output if has_aux else (output, None)
                 return loss, (aux, changed)
 
@@ -145,13 +149,13 @@ def nnx_value_and_grad(
             rest = jax.tree.map(_with_dtype_of, rest, changed)
             return (rest, _tree.add(total, grads)), (loss, aux)
 
-        start = (rest, jax.tree.map(jnp.zeros_like, _tree.widen(params)))
+        start = (pure.rest, jax.tree.map(jnp.zeros_like, _tree.widen(params)))
         (changed, total), (losses, aux) = jax.lax.scan(add_part, start, parts)
         mean = _tree.cast_like(_tree.scale(1 / num_microbatches, total), params)
         return (losses.mean(), aux) if has_aux else losses.mean(), mean, changed
 
-    value, grads, changed = accumulate(params)
-    nnx.update(model, changed)
+    value, grads, changed = accumulate(pure.params)
+    pure.update(changed)
     return value, grads, lambda params: accumulate(params)[1]
 
 
@@ -163,13 +167,30 @@ def nnx_microbatches(
     *,
     wrt: Any = nnx.Param,
 ) -> tuple[Any, Any, dict[str, Any]]:
-    r"""The loss and gradients of an NNX model, and what m-SAM takes of its micro-batches.
+    r"""Computes the loss and gradients of an NNX model, and the arguments that m-SAM needs.
 
-    :math:`g = \frac1K \sum_k g_k`, with the gradients g_k of K micro-batches at the price of one
-    of the batch (``microbatches.value_and_grad``), so that a sample of ``m_sam`` or
-    ``budgeted_sam(num_microbatches=K)`` costs one gradient more, and not two. Every pass starts
-    from the same state: all parts and passes draw the same dropout masks, as large as a part. The
-    clean pass moves the model: counters once, BatchNorm statistics by the mean over the parts.
+    :math:`g = \frac1K \sum_k g_k`, with the gradients g_k of K micro-batches at the cost of one
+    gradient of the batch (``microbatches.value_and_grad``). A sampled step of ``m_sam`` or
+    ``budgeted_sam(num_microbatches=K)`` then costs one more gradient instead of two.
+
+    Every pass over a micro-batch starts from the same state, so all of them draw the same dropout
+    masks, which have the size of a micro-batch. The clean pass updates the model and every NNX
+    object in ``batch`` once per step: counters by one micro-batch, and floating point state such as
+    BatchNorm statistics by the mean over the micro-batches.
+
+    Args:
+      example_loss_fn: ``(model, batch) -> losses`` of shape (batch,).
+      model: the model. ``example_loss_fn`` must not add variables to it (``nnx.Module.sow``).
+      batch: pytree of arrays that share their first axis. It may also contain NNX objects.
+      num_microbatches: K >= 1, a Python integer that divides the batch size; that of the method.
+      wrt: the filter of the trained parameters, the same as for ``nnx.Optimizer``.
+
+    Returns:
+      ``(loss, grads, extra_args)``: the mean loss, and ``grad_fn``, ``example_loss_fn``, ``batch``
+      and ``microbatch_grads`` for ``nnx.Optimizer.update``, by name.
+
+    Raises:
+      TypeError, ValueError: for a bad ``num_microbatches``, or losses whose shape is not (batch,).
 
     Example::
 
@@ -178,52 +199,80 @@ def nnx_microbatches(
             loss, grads, extra_args = nnx_microbatches(example_loss_fn, model, batch)
             optimizer.update(model, grads, **extra_args)
             return loss
-
-    Args:
-      example_loss_fn: ``(model, batch) -> losses``, one for each example.
-      model: the model. ``example_loss_fn`` must not add variables to it (``nnx.Module.sow``).
-      batch: pytree whose leaves share their first axis.
-      num_microbatches: K >= 1, a Python integer that divides the batch size; that of the method.
-      wrt: the filter of the trained parameters, as given to ``nnx.Optimizer``.
-
-    Returns:
-      ``(loss, grads, extra_args)``: the mean loss, and ``grad_fn``, ``example_loss_fn``, ``batch``
-      and ``microbatch_grads`` of ``nnx.Optimizer.update``, by name.
-
-    Raises:
-      TypeError, ValueError: for a bad ``num_microbatches``, or losses that are not one an example.
     """
-    params, rest, pure_fn = _pure(example_loss_fn, model, wrt)
+    pure = _Pure(lambda model, batch: example_loss_fn(model, batch), model, (batch,), wrt)
+    (arrays,) = pure.arrays
 
     def losses_at(params, batch):
-        return pure_fn(params, rest, batch)
+        return pure(params, pure.rest, (batch,))
 
-    def of_parts(old, new):  # what does not average, counters and keys, all parts move alike
+    def of_parts(old, new):  # Counters and keys cannot be averaged; all parts update them alike.
         averages = jnp.issubdtype(new.dtype, jnp.inexact)
         return _with_dtype_of(old, new.mean(0) if averages else new[0])
 
     take = microbatches.value_and_grad(losses_at, num_microbatches, has_aux=True)
-    (loss, moved), grads, of_each = take(params, batch)
-    nnx.update(model, jax.tree.map(of_parts, rest, moved))
+    (loss, moved), grads, of_each = take(pure.params, arrays)
+    pure.update(jax.tree.map(of_parts, pure.rest, moved))
     extra_args = {
-        "grad_fn": lambda params: take(params, batch)[1],
+        "grad_fn": lambda params: take(params, arrays)[1],
         "example_loss_fn": lambda params, batch: losses_at(params, batch)[0],
-        "batch": batch,
+        "batch": arrays,
         "microbatch_grads": nnx.as_pure(of_each),
     }
     return loss, grads, extra_args
 
 
-def _pure(fn, model, wrt):
-    """Trained parameters, the rest, and ``fn`` as ``(params, rest, *args) -> (output, rest)``."""
-    graphdef, params, rest = nnx.split(model, wrt, ...)
+class _Pure:
+    """``fn(model, *args)`` as a pure function ``(params, rest, arrays) -> (output, rest)``.
 
-    def pure_fn(params, rest, *args):
-        copy = nnx.merge(graphdef, params, rest, copy=True)
-        output = fn(copy, *args)
-        return output, nnx.as_pure(nnx.split(copy, wrt, ...)[2])
+    ``params`` are the trained parameters of the model. ``rest`` is all other state, of the model
+    and of the NNX objects among ``args``. ``arrays`` is ``args`` with None in place of those.
+    """
 
-    return params, nnx.as_pure(rest), pure_fn
+    def __init__(self, fn: Callable[..., Any], model: nnx.Module, args: tuple, wrt: Any):
+        leaves, self._structure = jax.tree.flatten(args, is_leaf=_is_nnx)
+        objects = [x for x in leaves if _is_nnx(x)]
+        self.arrays = jax.tree.unflatten(
+            self._structure, [None if _is_nnx(x) else x for x in leaves]
+        )
+        is_trained = nnx.filterlib.to_predicate(wrt)
+        self._filter = lambda path, value: path[0] == 0 and is_trained(path[1:], value)
+        self._fn, self._objects = fn, (model, objects)
+        self._graphdef, self._trained, rest = nnx.split(self._objects, self._filter, ...)
+        self.rest = nnx.as_pure(rest)
+        self.params = nnx.state(model, wrt)
+
+    def __call__(self, params: Any, rest: Any, arrays: Any) -> tuple[Any, Any]:
+        expected, found = (
+            dict(nnx.to_flat_state(nnx.as_pure(state))) for state in (self.params, params)
+        )
+        if expected.keys() != found.keys():
+            names = (
+                _check.list_some(sorted(".".join(map(str, path)) for path in state)) or "none"
+                for state in (expected, found)
+            )
+            raise ValueError(
+                "grad_fn must be called with the parameters that wrt selects: {}. Got: {}. Pass the"
+                " same filter wrt to nnx.Optimizer and to the function of arsam_jax.flax that"
+                " returned grad_fn.".format(*names)
+            )
+        trained = jax.tree.unflatten(jax.tree.structure(self._trained), jax.tree.leaves(params))
+        copies = nnx.merge(self._graphdef, trained, rest, copy=True)
+        model, objects = copies
+        remaining = iter(objects)
+        leaves = [
+            next(remaining) if x is None else x for x in self._structure.flatten_up_to(arrays)
+        ]
+        output = self._fn(model, *jax.tree.unflatten(self._structure, leaves))
+        return output, nnx.as_pure(nnx.split(copies, self._filter, ...)[2])
+
+    def update(self, rest: Any):
+        """Sets the state of the model and of the other NNX objects."""
+        nnx.update(self._objects, rest)
+
+
+def _is_nnx(x):
+    return isinstance(x, nnx.Pytree | nnx.Variable)
 
 
 def _with_dtype_of(old, new):

@@ -10,9 +10,40 @@ import jax
 import keras
 import optax
 
-from arsam_jax import core
+from arsam_jax import _check, core
 
 _NAME = "sharpness_aware_state"
+_SHARE = "sampled_share"
+_OWN_LOOP = """
+    params = [v.value for v in model.trainable_variables]
+    others = [v.value for v in model.non_trainable_variables]
+    optimizer.build(model.trainable_variables)
+    optimizer_state = [v.value for v in optimizer.variables]
+    link_state = link.init(params)
+
+    @jax.jit
+    def train_step(params, others, optimizer_state, link_state, x, y):
+        def loss_at(params):
+            y_pred, changed = model.stateless_call(params, others, x, training=True)
+            return loss_fn(y, y_pred), changed  # a mean over the examples
+
+        value_and_grad = jax.value_and_grad(loss_at, has_aux=True)
+        (loss, moved), grads = value_and_grad(params)
+        grads, link_state = link.update(
+            grads, link_state, params, grad_fn=lambda params: value_and_grad(params)[1]
+        )
+        params, optimizer_state = optimizer.stateless_apply(optimizer_state, grads, params)
+        return params, moved, optimizer_state, link_state, loss
+
+    for x, y in batches:
+        params, others, optimizer_state, link_state, loss = train_step(
+            params, others, optimizer_state, link_state, x, y
+        )
+    variables = model.trainable_variables + model.non_trainable_variables
+    for variable, value in zip(variables, [*params, *others]):
+        variable.assign(value)
+
+To accumulate gradients, average value_and_grad over the parts of a batch (jax.lax.map)."""
 _Model: Any = object  # what it is mixed into has the attributes of a keras.Model
 
 
@@ -48,13 +79,16 @@ class SharpnessAware(_Model):
     link and given ``load_weights`` of the same file. Copies of ``keras.models.clone_model`` have no
     link either, and need ``compile`` before ``fit``.
 
-    Costs one gradient a step and one more for each that the link samples. Links that take gradients
-    of single examples or of the mini-batch before (``example_loss_fn``, ``previous_grad_fn``) do
-    not work here, nor do models with a ``train_step`` of their own. The link is not called with
+    Costs one gradient per step, and one more on each step that the link samples. ``compile``
+    refuses methods that need single examples or the previous mini-batch (``example_loss_fn``,
+    ``previous_grad_fn``), models with a ``train_step`` of their own, and optimizers with
+    ``gradient_accumulation_steps``; the error shows a training loop of your own in which they work.
+    ``train_on_batch`` returns what it returns without a link. The link is not called with
     ``measure=True``, so all norms in ``link_state`` are 0.
     """
 
     link: optax.GradientTransformationExtraArgs | None = None
+    _is_on_batch = False
 
     def compile(
         self,
@@ -84,6 +118,8 @@ class SharpnessAware(_Model):
             link = optax.with_extra_args_support(link)
             if self.built:
                 _check_link(link, self.trainable_variables)
+            else:
+                _check_arguments(link)
         super().compile(optimizer, *args, **kwargs)
         self.link = link
         if link is not None and self.built:
@@ -107,12 +143,31 @@ class SharpnessAware(_Model):
             _check_link(self.link, self.trainable_variables)
             self._make_state()
         # A new function each time: of an old one jit remembers the link.
-        train_step = self.train_step
+        train_step, made_before = self.train_step, self.train_function
         self.__dict__["train_step"] = lambda state, data: train_step(state, data)
         try:
             super().make_train_function(force)
         finally:
             del self.__dict__["train_step"]
+        if self.train_function is not made_before:
+            self.train_function = self._without_share(self.train_function)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras' own, which returns what it does without a link: no ``sampled_share``."""
+        self._is_on_batch = True
+        try:
+            return super().train_on_batch(*args, **kwargs)
+        finally:
+            self._is_on_batch = False
+
+    def _without_share(self, train_function):
+        def call(state, iterator):
+            logs, state = train_function(state, iterator)
+            if self._is_on_batch and self.link is not None:
+                logs = {name: value for name, value in logs.items() if name != _SHARE}
+            return logs, state
+
+        return call
 
     @property
     def link_state(self) -> Any:
@@ -184,9 +239,14 @@ class SharpnessAware(_Model):
                     metric.update_state(loss, sample_weight=size)
             logs = self.compute_metrics(x, y, y_pred, sample_weight)
         metrics = [_current(scope, v, value) for v, value in mapping]
+        if _SHARE in logs:
+            raise ValueError(
+                f"A metric of the model is named {_SHARE!r}, the name under which fit reports the"
+                " share of the steps that took a second gradient. Rename that metric."
+            )
         link_state = core.get_state(link_state)
         share = link_state.metrics.num_sampled / link_state.step
-        return logs | {"sampled_share": share}, (params, others, optimizer_variables, metrics)
+        return logs | {_SHARE: share}, (params, others, optimizer_variables, metrics)
 
     def _value_and_grads(self, state, data):
         """Of the clean pass everything; and ``grad_fn``, which drops all but gradients."""
@@ -269,13 +329,16 @@ def _check_use(model_class, optimizer, link):
         owner = next(c for c in classes if name in vars(c))
         if owner.__module__.partition(".")[0] != "keras":
             raise ValueError(
-                f"link must not go with a {name} other than Keras', got that of {owner.__name__}:"
-                " one of both would be left out. Put what it does into call or compute_loss."
+                f"A link replaces Keras' own {name}, but {owner.__name__} defines another one. Move"
+                " what it does into call or compute_loss, and compile with the link. Or train with"
+                f" a loop of your own, which calls link and optimizer directly:\n{_OWN_LOOP}"
             )
     if getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps:
         raise ValueError(
-            "gradient_accumulation_steps takes a second gradient at each part of the batch and"
-            " mixes batches. Give fit the whole batch, or accumulate inside compute_loss."
+            "A link does not work with gradient_accumulation_steps: the optimizer would accumulate"
+            " gradients that were perturbed for one part of the batch each. Give fit the whole"
+            " batch. If it does not fit into memory, train with a loop of your own, which"
+            f" accumulates both gradients:\n{_OWN_LOOP}"
         )
     if _places(optimizer):
         raise ValueError(
@@ -295,7 +358,7 @@ def _check_link(link, variables):
             "link must have exactly one sharpness-aware part, such as arsam_jax.sam(rho=0.05), got"
             f" one of the state {jax.tree.structure(state)}."
         ) from error
-    updates, _ = link.update(ones, state, params, grad_fn=lambda _: ones)
+    updates, _ = _tried(link, ones, state, params)
     product = float(sum(x.astype("float32").sum() for x in jax.tree.leaves(updates)))
     if product <= 0:
         raise ValueError(
@@ -303,6 +366,35 @@ def _check_link(link, variables):
             f" drops it (their product is {product:.3g}). Give that optimizer as compile's first"
             " argument."
         )
+
+
+def _check_arguments(link):
+    """Raises if the link needs what ``fit`` does not pass, before there are parameters."""
+    ones = [jax.numpy.ones(1)]
+    try:
+        _tried(link, ones, link.init(ones), ones)
+    except _LacksArgumentError:
+        raise
+    except (
+        Exception
+    ):  # Anything else may be due to these parameters: fit checks with the real ones.
+        return
+
+
+class _LacksArgumentError(ValueError):
+    pass
+
+
+def _tried(link, grads, state, params):
+    try:
+        return link.update(grads, state, params, grad_fn=lambda _: grads)
+    except _check.MissingArgumentError as error:
+        raise _LacksArgumentError(
+            f"link must be a method that needs nothing but grad_fn, because fit passes no"
+            f" {error.argument}. sam, arsam, budgeted_sam, looksam, asam and gsam work here. For"
+            f" this method write a loop of your own and pass {error.argument} to link.update:\n"
+            f"{_OWN_LOOP}"
+        ) from error
 
 
 def _places(optimizer) -> list[int]:

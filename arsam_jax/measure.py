@@ -203,7 +203,7 @@ def hessian_spectrum(
         nodes, vectors = jnp.linalg.eigh(matrix)
         return Spectrum(scale * nodes, jnp.square(vectors[0]))
 
-    return jax.lax.map(of_probe, jax.random.split(_make_key(seed), num_probes))
+    return jax.lax.map(of_probe, jax.random.split(_make_key(seed, "measure.spectrum"), num_probes))
 
 
 def spectral_density(spectrum: Spectrum, grid: chex.Array, *, width: chex.Numeric) -> jax.Array:
@@ -291,7 +291,7 @@ def filter_normalized_direction(params: Any, *, seed: int = 0, filter_axis: int 
         d = jax.random.normal(key, w.shape, w.dtype)
         return d * _tree.safe_divide(_lengths(w, axes), _lengths(d, axes))
 
-    return jax.tree.map(direction, params, _keys_like(params, _make_key(seed)))
+    return jax.tree.map(direction, params, _keys_like(params, _make_key(seed, "measure.direction")))
 
 
 def plane_through(origin: Any, first: Any, second: Any) -> tuple[tuple[Any, Any], jax.Array]:
@@ -476,7 +476,7 @@ def _random_unit(params, seed):
     vector = jax.tree.map(
         lambda x, key: jax.random.normal(key, x.shape, x.dtype),
         params,
-        _keys_like(params, _make_key(seed)),
+        _keys_like(params, _make_key(seed, "measure.eigenvalue")),
     )
     return _tree.scale(1 / _tree.norm(vector), vector)
 
@@ -491,8 +491,8 @@ def _random_signs(params, key):
     )
 
 
-def _make_key(seed):
-    return jax.random.wrap_key_data(_random.make_key(seed), impl="threefry2x32")
+def _make_key(seed, stream):
+    return jax.random.wrap_key_data(_random.make_key(seed, stream), impl="threefry2x32")
 
 
 def _keys_like(tree, key):

@@ -303,7 +303,7 @@ def reweighted(
     ascent = checked(ascent)
 
     def init_fn(params):
-        return KeyedState(_random.make_key(seed), init_of(ascent)(params))
+        return KeyedState(_random.make_key(seed, "probe.reweighted"), init_of(ascent)(params))
 
     def update_fn(
         grads,
@@ -444,7 +444,8 @@ def auxiliary_sequence(
     ):
         del extra_args
         if previous_grad_fn is None:
-            raise ValueError(f"This method needs previous_grad_fn.\n{_EXAMPLE_CALL}")
+            message = f"This method needs previous_grad_fn.\n{_EXAMPLE_CALL}"
+            raise _check.MissingArgumentError("previous_grad_fn", message)
         previous_grad_fn = _check.checked_grad_fn("previous_grad_fn", previous_grad_fn)
         rate = learning_rate(step) if callable(learning_rate) else learning_rate
         rate = jnp.where(jnp.greater(rho, 0), rate, 0)

@@ -4,6 +4,7 @@ Any method takes one as its ``rho``. It sees the parameters once, where a traini
 like a sampling policy scalars only, which are the same on every device.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,15 +22,18 @@ class Radius(NamedTuple):
       init: ``params -> state``.
       value: ``(state, step) -> ρ``, before the step, a float32 scalar; ``step`` (int32 scalar)
         counts from 0.
-      record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, after it.
-        ``sampled`` says whether a finite perturbed gradient was taken, ``grad_norm`` is ‖g‖ and
-        ``correction_norm`` ‖PSF‖ if so (NaN if the one that was taken was refused), and both are 0
-        if none was. None where there is nothing to record, which saves the norms.
+      record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, called after
+        the step. ``sampled`` (bool scalar) is the decision. On a sampled step ``grad_norm`` is ‖g‖
+        and ``correction_norm`` is ‖PSF‖, or NaN if a gradient was not finite; on any other step
+        both are 0. None if there is nothing to record, which saves the norms.
+      is_positive: True promises that ``value`` never returns 0. The decision to sample then does
+        not depend on the radius, which keeps the ``lax.cond`` under ``vmap``.
     """
 
     init: Callable[[Any], Any]
     value: Callable[[Any, jax.Array], Any]
     record: Callable[..., Any] | None = None
+    is_positive: bool = False
 
 
 ScalarOrSchedule = optax.ScalarOrSchedule | Radius
@@ -101,7 +105,7 @@ def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> Rad
             jnp.where(is_moved, optax.safe_increment(state.samples), state.samples),
         )
 
-    return Radius(init, lambda state, step: state.rho, record)
+    return Radius(init, lambda state, step: state.rho, record, is_positive=True)
 
 
 def of_weights(fraction: float = 0.009) -> Radius:
@@ -125,4 +129,9 @@ def of_weights(fraction: float = 0.009) -> Radius:
         norm = _tree.norm(params).astype(jnp.float32)
         return jnp.where(norm > 0, norm, jnp.nan)
 
-    return Radius(init, lambda state, step: jnp.asarray(fraction, jnp.float32) * state)
+    def value(state, step):
+        del step
+        return jnp.asarray(fraction, jnp.float32) * state
+
+    is_positive = isinstance(fraction, numbers.Real) and fraction > 0
+    return Radius(init, value, is_positive=is_positive)

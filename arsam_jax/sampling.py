@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from arsam_jax import _check, _random, _tree
@@ -31,10 +32,12 @@ class SamplingPolicy(NamedTuple):
       decide: ``(state, step, grad_norm) -> (bool[], state)``, before the step; ``step`` (int32
         scalar) counts from 0. A Python bool promises the same decision for every step. A
         ``grad_norm`` that is infinite or NaN must not stay in the state.
-      record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, after the step.
-        ``sampled`` says whether a finite perturbed gradient was taken, ``grad_norm`` is ‖g‖ and
-        ``correction_norm`` ‖PSF‖ if so (NaN if the one that was taken was refused), and both are 0
-        if none was; ``rho`` is ρ(t). None where there is nothing to record, which saves the norms.
+      record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, called after
+        the step. ``sampled`` (bool scalar) is the decision. On a sampled step ``grad_norm`` is ‖g‖
+        and ``correction_norm`` is ‖PSF‖, or NaN if a gradient was not finite; on any other step
+        both are 0. ``rho`` is ρ(t). None if there is nothing to record, which saves the norms. A
+        state that follows ``sampled`` alone does not depend on data, so the decision keeps its
+        ``lax.cond`` under ``vmap``.
       norm: ``(tree, params) -> norm`` of a tree shaped like the parameters, which measures both.
     """
 
@@ -86,7 +89,9 @@ def bernoulli(probability: chex.Numeric | Callable, seed: int = 0) -> SamplingPo
         p = probability(step) if callable(probability) else probability
         return _random.draw(state.key, step, p), state
 
-    return SamplingPolicy(lambda: BernoulliState(_random.make_key(seed)), decide)
+    return SamplingPolicy(
+        lambda: BernoulliState(_random.make_key(seed, "sampling.bernoulli")), decide
+    )
 
 
 def final_phase(total_steps: int, share: float) -> SamplingPolicy:
@@ -259,9 +264,8 @@ def budgeted(share: float | None = None, *, speedup: float | None = None) -> Sam
         return credit >= 0.5, BudgetedState(credit)
 
     def record(state, step, sampled, grad_norm, correction_norm, rho):
-        del step, grad_norm, rho
-        is_paid = sampled | jnp.isnan(correction_norm)  # one that was refused, too
-        return BudgetedState(state.credit - is_paid.astype(jnp.float32))
+        del step, grad_norm, correction_norm, rho
+        return BudgetedState(state.credit - sampled.astype(jnp.float32))
 
     return SamplingPolicy(lambda: BudgetedState(jnp.zeros([], jnp.float32)), decide, record)
 
@@ -357,7 +361,7 @@ def autoregressive(
     def init():
         samples = jnp.array(initial_samples, jnp.float32)  # a copy, which may be donated
         return AutoregressiveState(
-            key=_random.make_key(seed),
+            key=_random.make_key(seed, "sampling.autoregressive"),
             ratio=jnp.zeros([], jnp.float32),
             ratio_rho=jnp.zeros([], jnp.float32),
             ema_ratio=jnp.zeros([], jnp.float32),
@@ -372,6 +376,7 @@ def autoregressive(
         return drawn | (step < jnp.asarray(warmup_steps, jnp.int32)), state
 
     def record(state, step, sampled, grad_norm, correction_norm, rho):
+        sampled &= ~jnp.isnan(correction_norm)  # A refused sample does not count.
         ratio = _tree.safe_divide(correction_norm, grad_norm)
         is_ratio = sampled & (grad_norm > 0) & jnp.isfinite(grad_norm) & jnp.isfinite(ratio)
         is_same_rho = rho == state.ratio_rho
@@ -386,7 +391,7 @@ def autoregressive(
         )
         segment_samples = state.segment_samples + sampled.astype(jnp.int32)
 
-        done = step + 1
+        done = jnp.asarray(optax.safe_increment(step))
         is_segment_end = done % jnp.asarray(segment_length, jnp.int32) == 0
         is_moved = is_segment_end & (done > jnp.asarray(warmup_steps, jnp.int32))
         samples = jnp.clip(

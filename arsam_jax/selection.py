@@ -192,7 +192,7 @@ def largest_changes(
 
     def init_fn(params):
         return LossChangeState(
-            key=_random.make_key(seed),
+            key=_random.make_key(seed, "selection.largest_changes"),
             total=jnp.ones([num_examples], jnp.float32),
             times=jnp.ones([num_examples], jnp.int32),
             ascent=init_of(ascent)(params),
@@ -309,9 +309,10 @@ def _climb(ascent, loss_fn, part, params, state, *, rho, axis_name=None, **extra
 
 def _checked_index(example_index: Any, size: int, num_examples: int) -> jax.Array:
     if example_index is None:
-        raise ValueError(
+        raise _check.MissingArgumentError(
+            "example_index",
             "This method remembers every example of the data set: its update needs example_index."
-            f"\n{_INDEX_CALL}"
+            f"\n{_INDEX_CALL}",
         )
     if not isinstance(example_index, jax.Array):
         example_index = np.asarray(example_index)

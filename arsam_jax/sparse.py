@@ -2,8 +2,9 @@
 
 Put one after ``normalize()``: ε is masked after the division by the whole ‖g‖. A mask is refreshed
 at the first sampled step that is ``refresh_every`` or more steps after the last refresh, before it
-is applied, behind a ``lax.cond``: it costs nothing on other steps, but runs on all of them under
-``vmap``. Density is exact at every refresh.
+is applied. A ``lax.cond`` makes the refresh free on all other steps; under ``vmap`` it runs on the
+steps on which any element needs it. If gradients or scores are not finite, the mask stays as it is
+and the refresh is repeated on the next sampled step. The density is exact at every refresh.
 
 The masks are what the authors call explicit: they make ε sparse and save no computation. Their
 implicit form, which masks the weights in the first backward pass, and what whole leaves that are
@@ -123,7 +124,8 @@ def fisher_mask(
         params = _tree.local_to(axis_name, params)
         zeros = jax.tree.map(lambda p: jnp.zeros_like(jnp.real(p)), params)
         scores, _ = jax.lax.scan(add_square, zeros, examples)
-        return keep_largest(_tree.mean_over(axis_name, scores), sparsity, pattern)
+        scores = _tree.mean_over(axis_name, scores)
+        return keep_largest(scores, sparsity, pattern), _tree.is_finite(scores)
 
     def first_mask(params, key):
         del key
@@ -166,7 +168,8 @@ def dynamic_mask(
 
     def refresh(mask, key, grads, params, step, **extra_args):
         del extra_args
-        return _tree.automatic(rewire, mask, key, grads, params, step, like=mask)
+        mask = _tree.automatic(rewire, mask, key, grads, params, step, like=mask)
+        return mask, jnp.ones([], bool)
 
     def rewire(mask, key, grads, params, step):
         live = _ravel(mask, jnp.bool_)
@@ -191,7 +194,7 @@ def dynamic_mask(
 
     def first_mask(params, key):
         size = sum(x.size for x in jax.tree.leaves(params))
-        scores = jax.random.uniform(_random.step_key(key, jnp.int32(-1)), [size])
+        scores = jax.random.uniform(_random.step_key(key, jnp.int32(-1)), [size], jnp.float32)
         kept = _rank(scores) < _num_live(size, sparsity)
         return _tree.automatic(functools.partial(_unravel, like=params), kept, like=params)
 
@@ -266,18 +269,22 @@ def _sparse_mask(
     _check_pattern(pattern)
 
     def init_fn(params):
-        key = _random.make_key(seed)
+        key = _random.make_key(seed, "sparse.dynamic_mask")
         due = jnp.asarray(first_due, jnp.int32)
         return SparseMaskState(first_mask(params, key), due, key)
 
     def update_fn(updates, state, params=None, *, step, **extra_args):
         is_due = step >= state.due
-        mask = jax.lax.cond(
-            is_due,
+        mask, is_usable = jax.lax.cond(
+            _tree.any_in_batch(is_due),
             lambda: refresh(state.mask, state.key, updates, params, step, **extra_args),
-            lambda: state.mask,
+            lambda: (state.mask, jnp.zeros([], bool)),
         )
-        due = jnp.where(is_due, step + jnp.asarray(refresh_every, jnp.int32), state.due)
+        is_refreshed = is_due & is_usable
+        mask = _tree.where(is_refreshed, mask, state.mask)
+        longest = jnp.iinfo(jnp.int32).max - step  # The step saturates, so its sum must, too.
+        next_due = step + jnp.minimum(jnp.asarray(refresh_every, jnp.int32), longest)
+        due = jnp.where(is_refreshed, next_due, state.due)
         masked = jax.tree.map(lambda keep, x: jnp.where(keep, x, 0), mask, updates)
         return masked, SparseMaskState(mask, due, state.key)
 

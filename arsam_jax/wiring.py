@@ -16,7 +16,18 @@ from arsam_jax.core import SharpnessAwareState, Witness
 _OTHER_LOSS = (
     "another mini-batch, dropout key or augmentation, BatchNorm in another mode, or another loss"
 )
+_EXPLAIN_TRACED = """\
+check_wiring compares numbers, which do not exist inside jit, pmap, shard_map or vmap.
+Under jit: run the train step once under jax.disable_jit(), or call check_wiring outside of it.
+Under pmap, shard_map and vmap disable_jit does not help: map the gradient function alone, and call
+check_wiring outside, on what it returns for one device. With pmap, and params of one device:
+
+    grad = jax.pmap(lambda params, batch: jax.lax.pmean(jax.grad(loss_fn)(params, batch), "i"),
+                    axis_name="i", in_axes=(None, 0))
+    grad_fn = lambda params: jax.tree.map(lambda x: x[0], grad(params, batch))
+    check_wiring(tx, grad_fn(params), params, grad_fn=grad_fn)"""
 _BEHIND = "an optimizer, a clip or a mask is in front of the link. Put it after"
+_LARGE = 1e6
 _FREEZING = (
     "Frozen leaves come alive on sampled steps: differentiate the others alone and let grad_fn"
     " close over the frozen ones, or freeze behind the optimizer"
@@ -46,9 +57,11 @@ def check_wiring(tx: Any, grads: Any, params: Any, **extra_args: Any) -> None:
     10 % where something is computed in 16 bits.
 
     Costs two gradients, and one each for ``value_fn`` and ``example_loss_fn``, operation by
-    operation unless they are jitted. Works outside ``jit``, ``pmap`` and ``shard_map`` on what
-    those return, hence without ``axis_name``. To call it in a train step, before ``tx.update``, run
-    that step once under ``jax.disable_jit()``.
+    operation unless they are jitted. It works outside ``jit``, ``pmap``, ``shard_map`` and ``vmap``
+    on what those return, and therefore without ``axis_name``. To call it in a jitted train step,
+    before ``tx.update``, run that step once under ``jax.disable_jit()``. That does not work inside
+    ``pmap``, ``shard_map`` and ``vmap``: map the gradient function alone, and call ``check_wiring``
+    on what it returns for one device. The error shows how.
 
     Args:
       tx: the whole chain, with exactly one sharpness-aware link.
@@ -61,10 +74,7 @@ def check_wiring(tx: Any, grads: Any, params: Any, **extra_args: Any) -> None:
       ValueError: if anything is wrong, listing all that was found.
     """
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((grads, params))):
-        raise TypeError(
-            "check_wiring compares numbers, which do not exist inside jit: call it outside, or run"
-            " the train step once under jax.disable_jit()."
-        )
+        raise TypeError(_EXPLAIN_TRACED)
     state = tx.init(params)
     called, error = _try_update(tx, grads, state, params, extra_args)
     problems = [*_check_chain(state), *([error] if error else [])]
@@ -115,23 +125,37 @@ class _ArrivedError(Exception):
 
 
 def _check_arrival(tx, grads, state, params, extra_args, tolerance) -> Iterator[str]:
+    """Compares the gradients that reach the link, also if they are large, as a clip may need."""
     arrived = []
 
     def see(grads):
         arrived.append(grads)
         raise _ArrivedError
 
-    try:
-        with jax.disable_jit():  # a wrapper with a lax.cond runs the link on numbers, too
-            tx.update(grads, state, params, **extra_args | {"grad_fn": Witness(see)})
-    except Exception:  # any other, _try_update has met
-        pass
-    for link_grads in arrived:
-        for problem in _differences(link_grads, grads, params, tolerance / 10, _BEHIND):
+    for text, given in (("", grads), (f" if they are {_LARGE:.0e} times as large", _scaled(grads))):
+        arrived.clear()
+        try:
+            with jax.disable_jit():  # a wrapper with a lax.cond runs the link on numbers, too
+                tx.update(given, state, params, **extra_args | {"grad_fn": Witness(see)})
+        except Exception:  # any other, _try_update has met
+            pass
+        problems = [
+            problem
+            for link_grads in arrived
+            for problem in _differences(link_grads, given, params, tolerance / 10, _BEHIND)
+        ]
+        for problem in problems:
             yield (
                 "The link must be the first of the chain, but something in tx changes grads before"
-                f" they reach it: there they {problem}"
+                f" they reach it{text}: there they {problem}"
             )
+        if problems:
+            return
+
+
+def _scaled(grads):
+    """The gradients times ``_LARGE``, in float32 where their dtype would overflow."""
+    return jax.tree.map(lambda x: x * jnp.asarray(_LARGE, x.dtype), _tree.widen(grads))
 
 
 def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Iterator[str]:

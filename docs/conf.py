@@ -53,7 +53,7 @@ nb_merge_streams = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
-autodoc_mock_imports = ["keras"]
+autodoc_mock_imports = ["equinox", "keras"]
 napoleon_attr_annotations = False
 napoleon_numpy_docstring = False
 # By name, not by what they stand for, which takes three lines.

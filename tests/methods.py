@@ -42,6 +42,7 @@ def dynamic_mask(sparsity):
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "arsam": {"alpha": 0.5, "segment_length": 5, "initial_samples": 2},
+    "esam": {"seed": 1},
     "sam_every_k": {"k": 3},
     "looksam": {"k": 3},
     "ae_sam": {"total_steps": 20},

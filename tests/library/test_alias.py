@@ -109,7 +109,7 @@ def test_sampa_follows_its_paper():
 
 @pytest.mark.parametrize("delta", [None, 0.01])
 def test_rw_sam_follows_its_paper(delta):
-    key = _random.make_key(9)
+    key = _random.make_key(9, "probe.reweighted")
 
     def direction(step):
         tree = split(np.zeros(SIZE))
@@ -121,7 +121,7 @@ def test_rw_sam_follows_its_paper(delta):
 
 def test_ausam_follows_the_authors_code():
     def noise(step):
-        key = _random.step_key(_random.make_key(5), jnp.int32(step))
+        key = _random.step_key(_random.make_key(5, "selection.largest_changes"), jnp.int32(step))
         return np.asarray(jax.random.gumbel(key, (BATCH,), jnp.float32))
 
     expected = reference.AUSAM(RHO, steps_per_epoch=5, rise=4, noise=noise)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import chex
@@ -73,6 +74,70 @@ def test_what_was_recorded_before_the_core_was_rebuilt(name):
     params, _ = train_jitted(name, 8)
     found = [*params["bias"], params["scale"]]
     np.testing.assert_allclose(found, RECORDED[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_no_state(name):
+    """Six steps in a row, so that every mask is due; only counters, keys and metrics move."""
+    params, opt_state = train_jitted(name, 7)
+    before = arsam_jax.get_state(opt_state)
+    for i in range(6):
+        bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), make_batch(i))
+        _, opt_state = jitted_step(name)(params, opt_state, bad)
+    after = arsam_jax.get_state(opt_state)
+    assert after.step == before.step + 6
+    was_sampled = after.metrics.num_sampled > before.metrics.num_sampled
+    assert was_sampled or name == "ae_sam"  # which samples by the norm, here NaN
+    assert_bits_equal(after.probe, before.probe)
+    assert_bits_equal(after.correction, before.correction)
+    assert_bits_equal(after.radius, before.radius)
+    for field in ("ratio", "ratio_rho", "ema_ratio", "moments"):
+        kept, expected = (getattr(state.sampling, field, ()) for state in (after, before))
+        assert_bits_equal(kept, expected)
+
+
+def test_a_radius_of_zero_returns_the_gradients_untouched(name):
+    """Not only equal: the updates are the arrays that came in, with no operation between."""
+    tx = METHODS[name].make(rho=0.0)
+    params, state = make_params(), tx.init(make_params())
+    grads = jax.grad(loss_fn)(params, make_batch(0))
+    program = jax.make_jaxpr(lambda g: tx.update(g, state, params, grad_fn=lambda p: p)[0])(grads)
+    assert program.jaxpr.outvars == program.jaxpr.invars
+
+
+def test_a_program_of_float32_is_one_under_x64(name, x64):
+    """No constant, draw or counter takes the wide default dtype (indices of a sort do in JAX)."""
+    tx, params, batch = METHODS[name].make(), make_params(), make_batch(0)
+    state = tx.init(params)
+    program = str(jax.make_jaxpr(make_step(tx))(params, state, batch))
+    assert not re.findall(r"\bf64\[[^\]]+\]", program)
+    kinds = {x.dtype for x in jax.tree.leaves(state)}
+    assert not {jnp.dtype("float64"), jnp.dtype("int64")} & kinds
+
+
+def test_draws_do_not_depend_on_x64(name, x64):
+    tx, params, batch = METHODS[name].make(), make_params(), make_batch(0)
+
+    def first_steps():
+        first = state = tx.init(params)
+        for _ in range(2):
+            _, state = make_step(tx)(params, state, batch)
+        return jax.device_get((first.probe, state.probe, state.metrics.sampled))
+
+    if any(x.dtype == jnp.uint32 for x in jax.tree.leaves(tx.init(params))):  # it has a key
+        wide = first_steps()
+        jax.config.update("jax_enable_x64", False)
+        chex.assert_trees_all_close(wide, first_steps(), rtol=1e-5, atol=1e-6)
+
+
+WEAK = jnp.array(0.7)  # made before x64 is enabled: float32, and weakly typed
+
+
+def test_weakly_typed_parameters_train(name, x64):
+    assert WEAK.weak_type
+    tx, params = METHODS[name].make(), make_params() | {"scale": WEAK}
+    state = tx.init(params)
+    after = jax.eval_shape(make_step(tx), params, state, make_batch(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, (params, state))
 
 
 def test_shapes_alone_make_a_state(name):

@@ -3,6 +3,8 @@
 import collections
 import functools
 import re
+import subprocess
+import sys
 import warnings
 from typing import Any, NamedTuple
 
@@ -664,3 +666,41 @@ def test_explicit_sharding():
         fast, w = fast_convolutions(loss), normal(0, (4, 4, 3, 3))
         assert all_canonical(fast, w)
         assert_same_bits(jax.jit(fast)(w), jax.jit(loss)(w))
+
+
+WITHOUT_INTERNALS = """
+import sys, warnings
+import jax.extend.core.primitives as primitives
+del primitives.{name}
+warnings.simplefilter("error")
+import jax, jax.numpy as jnp
+import arsam_jax
+
+def loss_fn(w, x):
+    y = jax.lax.conv(x, w, (1, 1), "SAME") if w.ndim == 4 else x @ w
+    return jnp.sum(y**2)
+
+def step(w, x):
+    tx = arsam_jax.sam_every_k(0.1, 2)
+    grad_fn = lambda w: jax.grad(loss_fn)(w, x)
+    return jax.jit(lambda w: tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)[0])(w)
+
+step(jnp.ones((3, 2)), jnp.ones((4, 3)))  # no convolution, no warning
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        result = step(jnp.ones((2, 3, 3, 3)), jnp.ones((1, 3, 5, 5)))
+assert jnp.isfinite(result).all()
+print(*(w.message for w in caught), sep="\\n")
+"""
+
+
+def test_without_jax_internals_the_package_works_and_warns_once():
+    """As a JAX would be that has moved the names which the rewriting needs."""
+    code = WITHOUT_INTERNALS.format(name="conv_general_dilated_p")
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    (warning,) = result.stdout.splitlines()
+    assert "20 to 40 times slower on CPU" in warning
+    assert "conv_general_dilated_p" in warning

@@ -462,7 +462,7 @@ def test_a_state_that_differs_between_devices_is_found():
     devices = jax.devices()[:4]
     parallel.check_same_everywhere(state_of(0))
     parallel.check_same_everywhere(jax.pmap(lambda _: state_of(0), devices=devices)(jnp.arange(4)))
-    with pytest.raises(ValueError, match=r"\['sampling'\]\.key differs .*\[0 0\], \[0 3\]"):
+    with pytest.raises(ValueError, match=r"\['sampling'\]\.key differs between devices"):
         parallel.check_same_everywhere(jax.pmap(state_of, devices=devices)(jnp.arange(4)))
 
 

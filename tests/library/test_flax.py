@@ -222,6 +222,15 @@ def test_nnx_sam_equals_a_hand_written_step():
 
 
 @needs_nnx
+def test_a_grad_fn_of_the_whole_model_is_explained():
+    model, _ = nnx_setup(optax.identity())
+    params, tx = nnx.as_pure(nnx.state(model, nnx.Param)), arsam_jax.sam(0.1)
+    with pytest.raises(TypeError) as caught:
+        tx.update(params, tx.init(params), params, grad_fn=jax.grad(lambda model: model(X).sum()))
+    assert any("nnx.merge" in note and "eqx.combine" in note for note in caught.value.__notes__)
+
+
+@needs_nnx
 def test_nnx_arsam_trains_and_its_metrics_are_found():
     model, optimizer = nnx_setup(arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2))
     losses = [nnx_step(model, optimizer) for _ in range(40)]
@@ -333,6 +342,117 @@ def test_nnx_trains_what_wrt_names_and_nothing_else():
         )
         chex.assert_trees_all_equal(frozen, expected)
     assert not np.array_equal(model.last.kernel[...], before.last.kernel[...])
+
+
+class WithObjects(nnx.Module):
+    """Dropout by the caller's ``Rngs``, and the output of a second model with BatchNorm added."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, 8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5)
+        self.last = nnx.Linear(8, 1, rngs=rngs)
+
+    def __call__(self, x, rngs, teacher):
+        return self.last(self.dropout(self.first(x), rngs=rngs)) + teacher(x)
+
+
+class Teacher(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(6, 1, rngs=rngs)
+        self.norm = nnx.BatchNorm(1, momentum=0.9, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.first(x))
+
+
+def loss_with_objects(model, batch, others):
+    x, y = batch
+    error = jnp.square(model(x, others["rngs"], others["teacher"]) - y)
+    others["metric"].update(values=error)
+    return error.mean()
+
+
+def objects():
+    return {
+        "rngs": nnx.Rngs(dropout=3),
+        "metric": nnx.metrics.Average(),
+        "teacher": Teacher(nnx.Rngs(5)),
+    }
+
+
+def pure_state(tree):
+    """All of it but the keys, which NumPy cannot read."""
+    return nnx.as_pure(nnx.state(tree, nnx.Not(nnx.RngKey)))
+
+
+@needs_nnx
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+def test_nnx_objects_among_the_arguments_move_as_in_plain_nnx(num_microbatches):
+    """Over two steps and for each part once, whatever ``grad_fn`` evaluates in between."""
+    model, ours, plain = WithObjects(nnx.Rngs(0)), objects(), objects()
+
+    @nnx.jit
+    def step(model, others):
+        loss, grads, grad_fn = nnx_value_and_grad(
+            loss_with_objects, model, (X, Y), others, num_microbatches=num_microbatches
+        )
+        again = nnx.as_pure(grad_fn(nnx.state(model, nnx.Param)))
+        grad_fn(jax.tree.map(lambda w: w + 1, nnx.as_pure(nnx.state(model, nnx.Param))))
+        return loss, nnx.as_pure(grads), again
+
+    @nnx.jit
+    def plain_step(model, others):
+        parts = [(X[k::num_microbatches], Y[k::num_microbatches]) for k in range(num_microbatches)]
+        values = [nnx.value_and_grad(loss_with_objects)(model, part, others) for part in parts]
+        return sum(loss for loss, _ in values) / num_microbatches
+
+    losses = []
+    for _ in range(2):
+        loss, grads, again = step(model, ours)
+        np.testing.assert_allclose(loss, plain_step(model, plain), rtol=1e-5)
+        chex.assert_trees_all_close(again, grads, rtol=1e-4, atol=1e-6)
+        losses.append(float(loss))
+    assert losses[0] != losses[1]
+    chex.assert_trees_all_close(pure_state(ours), pure_state(plain), rtol=1e-5)
+    assert ours["rngs"].dropout.count[...] == 2 * num_microbatches
+
+
+@needs_nnx
+def test_nnx_microbatches_move_objects_of_the_batch_once():
+    model, others = WithObjects(nnx.Rngs(0)), objects()
+    optimizer = nnx.Optimizer(model, make_tx(arsam_jax.m_sam(0.1, 2)), wrt=nnx.Param)
+
+    def losses(model, batch):
+        x, y, others = batch
+        return jnp.square(model(x, others["rngs"], others["teacher"]) - y)[:, 0]
+
+    @nnx.jit
+    def step(model, optimizer, others):
+        loss, grads, extra_args = nnx_microbatches(losses, model, (X, Y, others))
+        optimizer.update(model, grads, **extra_args)
+        return loss
+
+    before = pure_state(others["teacher"])
+    first, second = (float(step(model, optimizer, others)) for _ in range(2))
+    assert first != second
+    assert others["rngs"].dropout.count[...] == 2
+    moved = pure_state(others["teacher"])
+    chex.assert_trees_all_equal(moved["first"], before["first"])
+    assert not np.array_equal(moved["norm"]["mean"], before["norm"]["mean"])
+
+
+@needs_nnx
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_nnx_filter_given_to_the_optimizer_alone_is_named(num_microbatches):
+    model, _ = nnx_setup(optax.identity())
+    head = nnx.All(nnx.Param, nnx.PathContains("last"))
+    optimizer = nnx.Optimizer(model, make_tx(arsam_jax.sam(0.1)), wrt=head)
+    _, grads, grad_fn = nnx_value_and_grad(
+        with_aux, model, X, Y, has_aux=True, num_microbatches=num_microbatches
+    )
+    message = r"that wrt selects: first\.bias, .* Got: last\.bias, last\.kernel\. .* filter wrt"
+    with pytest.raises(ValueError, match=message):
+        optimizer.update(model, grads, grad_fn=grad_fn)
 
 
 def example_loss(model, batch):

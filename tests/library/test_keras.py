@@ -1,6 +1,7 @@
 """Keras: ``fit`` with a link is Keras' own but for the gradient, and goes on from saved weights."""
 
 import os
+import textwrap
 
 import pytest
 
@@ -263,8 +264,8 @@ class BeforeTheMixin(Model):
 @pytest.mark.parametrize(
     ("model_class", "message"),
     [
-        (BehindTheMixin, "train_step other than Keras', got that of Stepping"),
-        (BeforeTheMixin, "compute_loss_and_updates other .* BeforeTheMixin"),
+        (BehindTheMixin, "replaces Keras' own train_step, but Stepping"),
+        (BeforeTheMixin, "own compute_loss_and_updates, but BeforeTheMixin"),
     ],
 )
 def test_a_step_of_the_model_s_own_is_refused(model_class, message):
@@ -288,7 +289,8 @@ def test_a_step_of_the_model_s_own_is_refused(model_class, message):
             ValueError,
             "without the base optimizer",
         ),
-        (arsam_jax.m_sam(0.1, 2), ValueError, "example_loss_fn"),
+        (arsam_jax.m_sam(0.1, 2), ValueError, "fit passes no example_loss_fn"),
+        (arsam_jax.sampa(0.1, 0.1), ValueError, "fit passes no previous_grad_fn"),
     ],
 )
 def test_a_wrong_link_is_refused_and_the_model_is_as_it_was(link, error, message):
@@ -296,6 +298,76 @@ def test_a_wrong_link_is_refused_and_the_model_is_as_it_was(link, error, message
     with pytest.raises(error, match=message):
         model.compile("sgd", "mse", link=link)
     assert fit(model).keys() == {"loss", "mae"}
+
+
+@pytest.mark.parametrize(
+    ("link", "argument"),
+    [
+        (arsam_jax.budgeted_sam(0.1, num_microbatches=2), "example_loss_fn"),
+        (arsam_jax.sparse_sam(0.1), "example_loss_fn"),
+        (arsam_jax.sampa(0.1, 0.1), "previous_grad_fn"),
+        (arsam_jax.ausam(0.1, 32, 4), "example_loss_fn"),
+    ],
+)
+def test_compile_refuses_what_fit_does_not_pass_before_the_model_is_built(link, argument):
+    model = Sequential(layers())
+    with pytest.raises(ValueError, match=rf"fit passes no {argument}.*loop of your own") as caught:
+        model.compile("sgd", "mse", link=link)
+    assert "tx.update" not in str(caught.value)
+
+
+@pytest.mark.parametrize("link", [None, arsam_jax.sam(0.1)])
+def test_train_on_batch_returns_what_it_does_without_a_link(link):
+    model = Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", link=link)
+    assert np.ndim(model.train_on_batch(X, Y)) == 0
+    assert model.train_on_batch(X, Y, return_dict=True).keys() == {"loss"}
+    history = model.fit(X, Y, verbose=0).history
+    assert history.keys() == {"loss"} | ({"sampled_share"} if link else set())
+    model.compile("sgd", "mse", metrics=["mae"], link=link)
+    assert np.shape(model.train_on_batch(X, Y)) == (2,)
+
+
+def test_a_metric_of_the_same_name_is_not_overwritten():
+    model = Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    metric = keras.metrics.MeanAbsoluteError(name="sampled_share")
+    model.compile("sgd", "mse", metrics=[metric], link=arsam_jax.sam(0.1))
+    with pytest.raises(ValueError, match=r"named 'sampled_share'.*Rename that metric"):
+        fit(model)
+
+
+def test_the_loop_that_the_errors_show_trains_as_fit_does():
+    link = arsam_jax.arsam(0.1, 0.5, segment_length=4, initial_samples=2)
+    accumulating = keras.optimizers.SGD(0.05, momentum=0.9, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="gradient_accumulation_steps") as caught:
+        make_model(link, accumulating)
+    code = str(caught.value).partition("both gradients:\n")[2].partition("\nTo accumulate")[0]
+
+    def build():
+        keras.utils.set_random_seed(0)
+        model = Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(8, activation="relu"),
+                keras.layers.BatchNormalization(momentum=0.9),
+                keras.layers.Dropout(0.5),
+                keras.layers.Dense(1),
+            ]
+        )
+        return model, keras.optimizers.SGD(0.05, momentum=0.9)
+
+    expected, optimizer = build()
+    expected.compile(optimizer, "mse", link=link)
+    expected.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
+
+    model, optimizer = build()
+    batches = [(X[i : i + 8], Y[i : i + 8]) for i in range(0, 32, 8)]
+    loss_fn = lambda y, y_pred: jnp.mean(jnp.square(y - y_pred))  # noqa: E731
+    names = {"jax": jax, "model": model, "optimizer": optimizer, "link": link}
+    exec(textwrap.dedent(code), names | {"batches": batches, "loss_fn": loss_fn})
+    for kind in ("trainable_variables", "non_trainable_variables"):
+        ours, theirs = (values(getattr(m, kind)) for m in (model, expected))
+        chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_fit_refuses_what_only_parameters_show():

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import arsam_jax
-from arsam_jax import ascent, correction, probe, sampling, sharpness_aware
+from arsam_jax import ascent, correction, probe, sampling, selection, sharpness_aware, sparse
 from tests.methods import METHODS
 from tests.problem import (
     loss_fn,
@@ -248,6 +248,45 @@ def test_no_radius_or_no_sampling_is_the_base_optimizer(tx, dtype):
     assert arsam_jax.get_metrics(opt_state).num_sampled == 0
 
 
+def network_loss(params, x):
+    """Of a network whose kernels XLA fuses with whatever stands beside them."""
+    hidden = jax.nn.gelu(x @ params["in"] + jnp.broadcast_to(params["bias"], (64, 32)))
+    logits = hidden @ params["out"]
+    return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[:, 0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda base: optax.chain(arsam_jax.arsam(0.0), base),
+        lambda base: optax.chain(arsam_jax.budgeted_sam(0.0, total_steps=60), base),
+        lambda base: optax.chain(sharpness_aware(0.3, sampling=sampling.never()), base),
+        lambda base: arsam_jax.decouple(arsam_jax.wsam(0.0), base, 3e-3),
+    ],
+    ids=["arsam", "budgeted_sam", "never", "decouple"],
+)
+@pytest.mark.usefixtures("standard_promotion")
+def test_no_radius_is_the_base_optimizer_in_a_program_that_is_fused(make):
+    rng, base = np.random.default_rng(0), optax.adamw(3e-3)
+    shapes = {"in": (16, 32), "bias": (32,), "out": (32, 8)}
+    start = {k: jnp.asarray(0.3 * rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+    ends = []
+    for tx in (make(base), optax.with_extra_args_support(base)):
+
+        @jax.jit
+        def step(params, state, x, tx=tx):
+            grad_fn = lambda p: jax.grad(network_loss)(p, x)  # noqa: E731
+            updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+            return optax.apply_updates(params, updates), state
+
+        params, state = start, tx.init(start)
+        for i in range(60):
+            x = jnp.asarray(np.random.default_rng(i).normal(size=(64, 16)), jnp.float32)
+            params, state = step(params, state, x)
+        ends.append(params)
+    chex.assert_trees_all_equal(*ends)
+
+
 def test_sam_equals_the_sam_of_optax(x64):
     params = jax.tree.map(lambda x: x.astype(jnp.float64), make_params())
     ours, _ = train(optax.chain(arsam_jax.sam(0.1), BASE), 100, params)
@@ -322,6 +361,40 @@ def test_the_draw_of_a_step_depends_on_seed_and_step_alone():
     assert first[::2] == first[1::2] == draws(0)[::2]
     assert first != second
     assert 16 < sum(first[::2]) < 48
+
+
+def test_no_two_streams_draw_from_one_key():
+    """Of equal seeds: neither two parts, nor a part and a caller who folds in steps himself."""
+    parts = {
+        "bernoulli": sampling.bernoulli(0.5).init(),
+        "autoregressive": sampling.autoregressive(0.5).init(),
+        "random_mask": ascent.random_mask(0.5).init(jnp.ones(2)),
+        "dynamic_mask": sparse.dynamic_mask(0.5, 9).init(jnp.ones(2)),
+        "reweighted": probe.reweighted(1.0).init(jnp.ones(2)),
+        "largest_changes": selection.largest_changes(4, 2).init(jnp.ones(2)),
+    }
+    keys = {name: tuple(np.asarray(state.key)) for name, state in parts.items()}
+    caller = jax.random.key(0, impl="threefry2x32")
+    folded = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(caller, i)))
+    keys |= {i: tuple(key) for i, key in enumerate(np.asarray(folded(jnp.arange(1000))))}
+    keys["caller"] = tuple(np.asarray(jax.random.key_data(caller)))
+    assert len(set(keys.values())) == len(keys)
+
+
+def test_a_probe_and_a_policy_of_one_seed_draw_independently():
+    """AUSAM draws each example on half of the steps that a random policy samples."""
+    size, params = 8, jnp.ones(4)
+    drawn = selection.largest_changes(size, 1, share=0.5, max_weight=0.1)
+    tx = sharpness_aware(0.1, probe=drawn, sampling=sampling.bernoulli(0.25))
+    extra = {"example_loss_fn": lambda p, b: b @ p * 0, "example_index": jnp.arange(size)}
+    extra |= {"batch": jnp.ones((size, 4)), "grad_fn": lambda p: p}
+
+    def step(_, state):
+        return tx.update(params, state, params, **extra)[1]
+
+    state = jax.jit(lambda s: jax.lax.fori_loop(0, 2000, step, s))(tx.init(params))
+    shares = (state.probe.times - 1) / state.metrics.num_sampled
+    np.testing.assert_allclose(shares, 0.5, atol=0.12)  # five standard deviations of 500 draws
 
 
 # 7. BatchNorm statistics: tests/library/test_flax.py.
@@ -510,10 +583,21 @@ def test_unknown_extra_args_may_have_any_name():
     )
 
 
+@pytest.mark.parametrize("tx", [arsam_jax.sam(0.1), arsam_jax.arsam(0.1, warmup_steps=2**30)])
+def test_counters_saturate_at_the_largest_integer(tx):
+    params, most = jnp.ones(3), jnp.int32(2**31 - 1)
+    state = tx.init(params)
+    state = state._replace(step=most, metrics=state.metrics._replace(num_sampled=most))
+    state = tx.update(params, state, params, grad_fn=lambda w: w)[1]
+    state = tx.update(params, state, params, grad_fn=lambda w: w)[1]
+    assert state.step == state.metrics.num_sampled == most
+    assert arsam_jax.metrics_dict(state)["sampled_share"] == 1
+
+
 def test_integer_params_are_refused_by_name():
     params = {"w": jnp.ones(2), "count": jnp.zeros([], jnp.int32)}
     tx = arsam_jax.sam(0.1)
-    with pytest.raises(ValueError, match=r"params must be floating point .* 'int32'"):
+    with pytest.raises(ValueError, match=r"params must be floating point .* 'int32'.*eqx\.is_inex"):
         tx.init(params)
 
 

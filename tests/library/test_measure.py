@@ -297,7 +297,7 @@ def test_spectrum_of_a_pytree_is_that_of_a_reference(transform):
     spectrum = transform(
         lambda p: hessian_spectrum(network_loss, p, num_iterations=6, num_probes=2, seed=5)
     )(params)
-    key = jax.random.split(measure._make_key(5), 2)[1]
+    key = jax.random.split(measure._make_key(5, "measure.spectrum"), 2)[1]
     start, _ = ravel_pytree(measure._random_signs(params, key))
     np.testing.assert_allclose(np.abs(start), len(start) ** -0.5, rtol=1e-6)
     hessian = np.asarray(dense_hessian(params), np.float64)

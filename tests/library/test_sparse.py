@@ -346,3 +346,33 @@ def test_wrong_examples_for_a_mask_are_named():
     with pytest.raises(ValueError, match="at most 5, the examples of fisher_batch, got 6"):
         update_with(tx, example_loss_fn=example_loss_fn, fisher_batch=(x[:5], y[:5]))
     update_with(tx, example_loss_fn=example_loss_fn, fisher_batch=(x[:6], y[:6]))
+
+
+@pytest.mark.parametrize("bad", ["batch", "fisher_batch"])
+def test_a_fisher_mask_that_could_not_be_made_is_made_on_the_next_step(bad):
+    """Not finite at step 0, in the mini-batch or in the Fisher examples alone."""
+    tx = arsam_jax.sparse_sam(0.1, 0.5, mask=sparse.fisher_mask)
+    params, batches = make_params(), {"batch": make_batch(0), "fisher_batch": make_batch(1)}
+    broken = batches | {bad: jax.tree.map(lambda x: x * jnp.nan, batches[bad])}
+
+    def step(state, batches):
+        grad_fn = lambda p: jax.grad(loss_fn)(p, batches["batch"])  # noqa: E731
+        extra = batches | {"grad_fn": grad_fn, "example_loss_fn": example_loss_fn}
+        return tx.update(grad_fn(params), state, params, **extra)[1]
+
+    start = tx.init(params)
+    state = step(start, broken)
+    chex.assert_trees_all_equal(state.probe, start.probe)
+    made, expected = step(state, batches).probe[1], step(start, batches).probe[1]
+    chex.assert_trees_all_equal(made.mask, expected.mask)
+    assert made.due == expected.due + 1
+    different = jax.tree.map(lambda x, y: bool((x != y).any()), made.mask, start.probe[1].mask)
+    assert any(jax.tree.leaves(different))
+
+
+def test_a_mask_is_not_due_on_every_step_once_the_step_counter_is_saturated():
+    tx = arsam_jax.sparse_sam(0.1, 0.5, mask=lambda s: sparse.dynamic_mask(s, 100))
+    params, most = jnp.ones(8), jnp.int32(2**31 - 1)
+    state = tx.init(params)._replace(step=most)
+    _, state = tx.update(params, state, params, grad_fn=lambda w: w)
+    assert state.probe[1].due == most

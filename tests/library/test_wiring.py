@@ -1,6 +1,7 @@
 """check_wiring: it names each mistake, and says nothing about what is right."""
 
 import functools
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,25 @@ MISTAKES = {
     "clipped before": (
         lambda: check(optax.chain(optax.clip_by_global_norm(1e-3), make_chain())),
         r"there they are 0\.\d+ times as large: a loss scale, a clip",
+    ),
+    "a clip before that does not bite": (
+        lambda: check(optax.chain(optax.clip_by_global_norm(1e3), make_chain())),
+        r"before they reach it if they are 1e\+06 times as large: .* a clip",
+    ),
+    "an elementwise clip before that does not bite": (
+        lambda: check(optax.chain(optax.clip(1e3), make_chain())),
+        r"before they reach it if they are 1e\+06 times as large: .*a clip or a mask",
+    ),
+    "an adaptive clip before that does not bite": (
+        lambda: check(optax.chain(optax.adaptive_grad_clip(1e2), make_chain())),
+        r"before they reach it if they are 1e\+06 times as large: .*a clip or a mask",
+    ),
+    "a clip before, of narrow gradients": (
+        lambda: check(
+            optax.chain(optax.clip_by_global_norm(1e3), make_chain()),
+            params=params_of_three(jnp.float16),
+        ),
+        r"before they reach it if they are 1e\+06 times as large: .*a clip",
     ),
     "weight decay before": (
         lambda: check(optax.chain(optax.add_decayed_weights(0.01), make_chain())),
@@ -316,8 +336,29 @@ def test_says_nothing_of_what_pmap_returns():
     check(grads=grad_fn(params), params=params, grad_fn=grad_fn)
 
 
+def test_its_advice_for_pmap_works_as_it_stands():
+    """Inside pmap ``disable_jit`` does not help, so the error shows what does."""
+    tx, params = make_chain(), params_of_three()
+    batch = jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), BATCH)
+
+    def step(params, batch):
+        check_wiring(tx, gradient(params, batch), params, grad_fn=lambda p: gradient(p, batch))
+
+    with jax.disable_jit(), pytest.raises(TypeError, match="disable_jit does not help") as caught:
+        jax.pmap(step, "i", in_axes=(None, 0))(params, batch)
+    code = textwrap.dedent(str(caught.value).partition("of one device:\n")[2])
+    names = {"jax": jax, "loss_fn": loss_fn, "params": params, "batch": batch, "tx": tx}
+    exec(code, names | {"check_wiring": check_wiring})
+    with pytest.raises(ValueError, match="grads are 8 times as large"):
+        exec(code.replace("pmean(", "psum(", 1), names | {"check_wiring": against_the_mean})
+
+
+def against_the_mean(tx, grads, params, *, grad_fn):
+    check_wiring(tx, grads, params, grad_fn=gradient)
+
+
 def test_inside_jit_there_is_nothing_to_compare():
-    with pytest.raises(TypeError, match=r"check_wiring compares numbers.*disable_jit"):
+    with pytest.raises(TypeError, match=r"(?s)check_wiring compares numbers.*disable_jit"):
         jax.jit(lambda w: check(params=w))(params_of_three())
 
 

@@ -38,5 +38,5 @@ def test_ablations_cost_what_they_say(name):
         batches = np.random.default_rng(0).normal(size=(steps, 8, 3)).astype(np.float32)
         (params, _), sampled = jax.lax.scan(step, (params, tx.init(params)), batches)
     cost = method.cost(float(sampled.mean()), share)
-    assert cost == pytest.approx(1 + share, abs=0.03 if name == "when: at random" else 0.008)
+    assert cost == pytest.approx(1 + share, abs=0.045 if name == "when: at random" else 0.008)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
