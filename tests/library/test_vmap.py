@@ -16,6 +16,7 @@ FOLLOWS_DATA = {name for name in METHODS if name.startswith("arsam")} | {"ae_sam
 
 def trained(tx, axis_name=None):
     """``key -> (params, opt_state)`` of a run whose parameters and data depend on the key."""
+    tx = optax.chain(tx, optax.sgd(0.05))
     step = make_step(tx)
 
     def one_step(params, opt_state, batch):
