@@ -17,6 +17,7 @@ from flax.training import train_state
 from arsam_jax import _check, _tree, microbatches
 from arsam_jax.convolutions import fast_convolutions
 
+_as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # as_pure is its name from flax 0.12.7 on
 _EXTRA_ARGS = {
     *("grad_fn", "previous_grad_fn", "value_fn", "example_loss_fn", "batch", "fisher_batch"),
     *("example_index", "microbatch_grads", "axis_name", "measure"),
@@ -217,7 +218,7 @@ def nnx_microbatches(
         "grad_fn": lambda params: take(params, arrays)[1],
         "example_loss_fn": lambda params, batch: losses_at(params, batch)[0],
         "batch": arrays,
-        "microbatch_grads": nnx.as_pure(of_each),
+        "microbatch_grads": _as_pure(of_each),
     }
     return loss, grads, extra_args
 
@@ -239,12 +240,12 @@ class _Pure:
         self._filter = lambda path, value: path[0] == 0 and is_trained(path[1:], value)
         self._fn, self._objects = fn, (model, objects)
         self._graphdef, self._trained, rest = nnx.split(self._objects, self._filter, ...)
-        self.rest = nnx.as_pure(rest)
+        self.rest = _as_pure(rest)
         self.params = nnx.state(model, wrt)
 
     def __call__(self, params: Any, rest: Any, arrays: Any) -> tuple[Any, Any]:
         expected, found = (
-            dict(nnx.to_flat_state(nnx.as_pure(state))) for state in (self.params, params)
+            dict(nnx.to_flat_state(_as_pure(state))) for state in (self.params, params)
         )
         if expected.keys() != found.keys():
             names = (
@@ -264,7 +265,7 @@ class _Pure:
             next(remaining) if x is None else x for x in self._structure.flatten_up_to(arrays)
         ]
         output = self._fn(model, *jax.tree.unflatten(self._structure, leaves))
-        return output, nnx.as_pure(nnx.split(copies, self._filter, ...)[2])
+        return output, _as_pure(nnx.split(copies, self._filter, ...)[2])
 
     def update(self, rest: Any):
         """Sets the state of the model and of the other NNX objects."""

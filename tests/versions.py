@@ -7,8 +7,9 @@ from flax import nnx
 needs_shard_map = pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="JAX without shard_map")
 needs_set_mesh = pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX without set_mesh")
 needs_nnx = pytest.mark.skipif(
-    not hasattr(nnx, "as_pure"), reason="an older Flax than arsam_jax.flax takes"
+    not hasattr(nnx, "Pytree"), reason="an older Flax than arsam_jax.flax takes"
 )
+as_pure = getattr(nnx, "as_pure", None) or nnx.pure
 
 
 def cases(names):

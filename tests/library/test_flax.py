@@ -14,7 +14,7 @@ from flax.training import train_state
 
 import arsam_jax
 from arsam_jax.flax import TrainState, nnx_microbatches, nnx_value_and_grad
-from tests.versions import needs_nnx
+from tests.versions import as_pure, needs_nnx
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 6)), jnp.float32)
 Y = jnp.asarray(np.random.default_rng(1).normal(size=(16, 1)), jnp.float32)
@@ -192,9 +192,9 @@ def test_nnx_batch_stats_and_dropout_counters_move_once():
 @needs_nnx
 def test_nnx_second_pass_draws_the_same_dropout_mask():
     model, _ = nnx_setup(arsam_jax.sam(0.1))
-    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    params = as_pure(nnx.state(model, nnx.Param))
     _, grads, grad_fn = nnx_value_and_grad(nnx_loss, model)
-    chex.assert_trees_all_close(grad_fn(params), nnx.as_pure(grads), rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(grad_fn(params), as_pure(grads), rtol=1e-5, atol=1e-7)
     _, _, later = nnx_value_and_grad(nnx_loss, model)  # the counters have moved: another mask
     assert not np.allclose(later(params)["last"]["kernel"], grads["last"]["kernel"][...], rtol=1e-3)
 
@@ -224,7 +224,7 @@ def test_nnx_sam_equals_a_hand_written_step():
 @needs_nnx
 def test_a_grad_fn_of_the_whole_model_is_explained():
     model, _ = nnx_setup(optax.identity())
-    params, tx = nnx.as_pure(nnx.state(model, nnx.Param)), arsam_jax.sam(0.1)
+    params, tx = as_pure(nnx.state(model, nnx.Param)), arsam_jax.sam(0.1)
     with pytest.raises(TypeError) as caught:
         tx.update(params, tx.init(params), params, grad_fn=jax.grad(lambda model: model(X).sum()))
     assert any("nnx.merge" in note and "eqx.combine" in note for note in caught.value.__notes__)
@@ -235,7 +235,7 @@ def test_nnx_arsam_trains_and_its_metrics_are_found():
     model, optimizer = nnx_setup(arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2))
     losses = [nnx_step(model, optimizer) for _ in range(40)]
     assert losses[-1] < losses[0]
-    metrics = arsam_jax.get_metrics(nnx.as_pure(optimizer.opt_state))
+    metrics = arsam_jax.get_metrics(as_pure(optimizer.opt_state))
     assert 0 < metrics.num_sampled < 40
 
 
@@ -248,13 +248,13 @@ def with_aux(model, x, y):
 def test_nnx_auxiliary_output_and_arguments():
     model, _ = nnx_setup(arsam_jax.sam(0.1))
     other = nnx.clone(model)
-    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    params = as_pure(nnx.state(model, nnx.Param))
     (loss, output), grads, grad_fn = nnx_value_and_grad(with_aux, model, X, Y, has_aux=True)
     expected_loss, expected_grads, expected_grad_fn = nnx_value_and_grad(nnx_loss, other)
     assert output.shape == Y.shape
     chex.assert_trees_all_equal(
-        (loss, nnx.as_pure(grads), grad_fn(params)),
-        (expected_loss, nnx.as_pure(expected_grads), expected_grad_fn(params)),
+        (loss, as_pure(grads), grad_fn(params)),
+        (expected_loss, as_pure(expected_grads), expected_grad_fn(params)),
     )
 
 
@@ -262,14 +262,14 @@ def loop_over_parts(model, params):
     """Loss and gradients, accumulated by hand: NNX's own gradient of each part after the other."""
     nnx.update(model, params)
     values = [nnx.value_and_grad(with_aux, has_aux=True)(model, X[k::4], Y[k::4]) for k in range(4)]
-    grads = [nnx.as_pure(grads) for _, grads in values]
+    grads = [as_pure(grads) for _, grads in values]
     return sum(loss for (loss, _), _ in values) / 4, jax.tree.map(lambda *g: sum(g) / 4, *grads)
 
 
 @needs_nnx
 def test_nnx_accumulates_over_microbatches_with_state_that_goes_on():
     model, _ = nnx_setup(arsam_jax.sam(0.1))
-    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    params = as_pure(nnx.state(model, nnx.Param))
     perturbed = jax.tree.map(lambda w: w + 0.1, params)
     by_hand, by_hand_perturbed = nnx.clone(model), nnx.clone(model)
 
@@ -278,7 +278,7 @@ def test_nnx_accumulates_over_microbatches_with_state_that_goes_on():
         (loss, aux), grads, grad_fn = nnx_value_and_grad(
             with_aux, model, x, y, has_aux=True, num_microbatches=4
         )
-        return loss, aux, nnx.as_pure(grads), grad_fn(perturbed)
+        return loss, aux, as_pure(grads), grad_fn(perturbed)
 
     loss, aux, *ours = gradients(model, X, Y, perturbed)
     assert aux.shape == (4, 4, 1)
@@ -382,7 +382,7 @@ def objects():
 
 def pure_state(tree):
     """All of it but the keys, which NumPy cannot read."""
-    return nnx.as_pure(nnx.state(tree, nnx.Not(nnx.RngKey)))
+    return as_pure(nnx.state(tree, nnx.Not(nnx.RngKey)))
 
 
 @needs_nnx
@@ -396,9 +396,9 @@ def test_nnx_objects_among_the_arguments_move_as_in_plain_nnx(num_microbatches):
         loss, grads, grad_fn = nnx_value_and_grad(
             loss_with_objects, model, (X, Y), others, num_microbatches=num_microbatches
         )
-        again = nnx.as_pure(grad_fn(nnx.state(model, nnx.Param)))
-        grad_fn(jax.tree.map(lambda w: w + 1, nnx.as_pure(nnx.state(model, nnx.Param))))
-        return loss, nnx.as_pure(grads), again
+        again = as_pure(grad_fn(nnx.state(model, nnx.Param)))
+        grad_fn(jax.tree.map(lambda w: w + 1, as_pure(nnx.state(model, nnx.Param))))
+        return loss, as_pure(grads), again
 
     @nnx.jit
     def plain_step(model, others):
@@ -466,7 +466,7 @@ def test_nnx_microbatches_are_each_perturbed_by_their_own_gradient():
     model, optimizer = nnx_setup(arsam_jax.m_sam(0.3, 2))
     halves = [(X[k::2], Y[k::2]) for k in range(2)]
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    params, rest = nnx.as_pure(params), nnx.as_pure(rest)
+    params, rest = as_pure(params), as_pure(rest)
 
     def gradient(params, half):
         def loss(params):
@@ -486,7 +486,7 @@ def test_nnx_microbatches_are_each_perturbed_by_their_own_gradient():
     def step(model, optimizer):
         loss, grads, extra_args = nnx_microbatches(example_loss, model, (X, Y))
         optimizer.update(model, grads, **extra_args)
-        return loss, nnx.as_pure(grads), extra_args["microbatch_grads"]
+        return loss, as_pure(grads), extra_args["microbatch_grads"]
 
     loss, grads, of_each = step(model, optimizer)
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
@@ -495,7 +495,7 @@ def test_nnx_microbatches_are_each_perturbed_by_their_own_gradient():
     close(of_each, jax.tree.map(lambda *g: jnp.stack(g), *expected))
     close(grads, jax.tree.map(lambda a, b: (a + b) / 2, *expected))
     change = jax.tree.map(lambda a, b: -0.05 * (a + b) / 2, *map(perturbed, halves))
-    after = nnx.as_pure(nnx.state(model, nnx.Param))
+    after = as_pure(nnx.state(model, nnx.Param))
     close(jax.tree.map(lambda a, b: a - b, after, params), change)
     (means, counts), *others = (
         [nnx.to_pure_dict(nnx.state(m, kind)) for kind in (nnx.BatchStat, nnx.RngCount)]

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import arsam_jax
 from arsam_jax import metrics_dict
-from tests.versions import needs_nnx
+from tests.versions import as_pure, needs_nnx
 
 LINK = arsam_jax.arsam(0.1, 0.5, segment_length=4, warmup_steps=1)
 TX = optax.chain(LINK, optax.sgd(0.05))
@@ -67,7 +67,7 @@ def test_replicated_pmapped_and_nnx_states():
     optimizer = nnx.Optimizer(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), TX, wrt=nnx.Param)
     expected = metrics_dict(TX.init(W))
     assert metrics_dict(optimizer.opt_state) == expected
-    assert metrics_dict(nnx.as_pure(optimizer.opt_state)) == expected
+    assert metrics_dict(as_pure(optimizer.opt_state)) == expected
 
 
 def test_several_models_are_refused():

@@ -17,7 +17,7 @@ from arsam_jax import check_wiring, microbatches, parallel, sparse
 from arsam_jax.flax import nnx_value_and_grad
 from tests.library import test_flax
 from tests.problem import example_loss_fn, loss_fn, make_batch, make_params
-from tests.versions import cases, needs_nnx
+from tests.versions import as_pure, cases, needs_nnx
 
 BATCH = make_batch(0)
 FROZEN = {"kernel": True, "bias": False, "scale": False}
@@ -396,7 +396,7 @@ def test_nnx_with_batch_norm_and_dropout():
     _, grads, grad_fn = nnx_value_and_grad(test_flax.nnx_loss, model)
     params = nnx.state(model, nnx.Param)
     check_wiring(optimizer.tx, grads, params, grad_fn=grad_fn)
-    check_wiring(optimizer.tx, *nnx.as_pure((grads, params)), grad_fn=grad_fn)
+    check_wiring(optimizer.tx, *as_pure((grads, params)), grad_fn=grad_fn)
     _, _, late = nnx_value_and_grad(test_flax.nnx_loss, model)
     with pytest.raises(ValueError, match="another mini-batch, dropout key"):
         check_wiring(optimizer.tx, grads, params, grad_fn=late)
@@ -428,8 +428,8 @@ def test_nnx_model_that_grad_fn_moves():
 
     def grad_fn(params):
         nnx.update(model, params)
-        return nnx.as_pure(nnx.grad(test_flax.nnx_loss)(model))
+        return as_pure(nnx.grad(test_flax.nnx_loss)(model))
 
-    params = nnx.as_pure(nnx.state(model, nnx.Param))
+    params = as_pure(nnx.state(model, nnx.Param))
     with pytest.raises(ValueError, match="not a function of its params alone"):
         check_wiring(optimizer.tx, grad_fn(params), params, grad_fn=grad_fn)
