@@ -14,7 +14,10 @@ from arsam_jax import (
     sparse,
     trajectory,
 )
-from arsam_jax.alias import (
+from arsam_jax._convolutions import fast_convolutions
+from arsam_jax.core import sharpness_aware
+from arsam_jax.decoupling import decouple
+from arsam_jax.methods import (
     ae_sam,
     arsam,
     asam,
@@ -39,17 +42,14 @@ from arsam_jax.alias import (
     usam,
     wsam,
 )
-from arsam_jax.convolutions import fast_convolutions
-from arsam_jax.core import (
+from arsam_jax.state import (
     Metrics,
     SharpnessAwareState,
+    from_base_state,
     get_metrics,
     get_state,
-    sharpness_aware,
+    metrics_dict,
 )
-from arsam_jax.decoupling import decouple
-from arsam_jax.metrics import metrics_dict
-from arsam_jax.restore import from_base_state
 from arsam_jax.wiring import check_wiring
 
 __version__ = "0.1.0"

@@ -3,12 +3,15 @@
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
+
+from arsam_jax import _tree
 
 
 class MissingArgumentError(ValueError):
@@ -155,6 +158,28 @@ def checked_grad_fn(name: str, grad_fn: Any) -> Callable[[Any], Any]:
         return found
 
     return checked
+
+
+def checked_ascent(ascent: Any) -> optax.GradientTransformationExtraArgs:
+    """The ascent, which takes extra arguments and starts from parameters in at least float32."""
+    if not isinstance(ascent, optax.GradientTransformation):
+        raise TypeError(
+            "ascent must be an optax.GradientTransformation, such as ascent.normalize() (called),"
+            f" got {ascent!r}."
+        )
+    update = optax.with_extra_args_support(ascent).update
+    return optax.GradientTransformationExtraArgs(
+        lambda params: ascent.init(_tree.widen(params)), update
+    )
+
+
+class GradientObserver(NamedTuple):
+    """A ``grad_fn`` that shows ``check_wiring`` the gradients that reach the transformation."""
+
+    see: Callable[[Any], None]
+
+    def __call__(self, params: Any) -> Any:
+        return params
 
 
 def check_arrays(name: str, tree: Any) -> None:

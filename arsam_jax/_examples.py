@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from arsam_jax import _check, _tree
+from arsam_jax import _check, _devices
 
 _EXAMPLE_CALL = """
     def example_loss_fn(params, batch):  # one loss for each example
@@ -58,7 +58,7 @@ def example_loss(
                 "example_loss_fn(params, batch) must return one loss for each example, of shape"
                 f" {expected}, got {jnp.shape(losses)}."
             )
-        missing = _tree.varying_axes(losses) - {*_tree.axes(axis_name)}
+        missing = _devices.varying_axes(losses) - {*_devices.axes(axis_name)}
         if missing:
             raise ValueError(
                 f"The examples differ between devices, over the mapped axis"

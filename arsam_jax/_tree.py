@@ -7,6 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+RATIO_ROUNDING = 64 * float(jnp.finfo(jnp.float32).eps)
+"""‖PSF‖ / ‖g‖ below which the PSF may be the rounding of two evaluations in float32."""
+
 
 def gradient(loss_fn: Callable[[Any], jax.Array]) -> Callable[[Any], Any]:
     """``jax.grad``, conjugated where complex: the direction of steepest ascent, as in optax."""
@@ -17,6 +20,13 @@ def wide_dtype(x: chex.Array) -> Any:
     """The dtype in which ``x`` is measured and perturbed: its own, but at least float32."""
     dtype = jnp.asarray(x).dtype
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+def scalar_dtype(tree: Any) -> Any:
+    """The dtype of norms and inner products: float64 if a leaf has 64 bits per real number."""
+    wide = (jnp.float64, jnp.complex128)
+    is_wide = any(jnp.result_type(x) in wide for x in jax.tree.leaves(tree))
+    return jnp.float64 if is_wide else jnp.float32
 
 
 def strong(tree: Any) -> Any:
@@ -32,6 +42,18 @@ def widen(tree: Any) -> Any:
 def cast_like(tree: Any, like: Any) -> Any:
     """Casts each leaf of ``tree`` to the dtype of the same leaf of ``like``."""
     return jax.tree.map(lambda x, y: jnp.asarray(x).astype(jnp.result_type(y)), tree, like)
+
+
+def cast_within(tree: Any, like: Any) -> Any:
+    """As ``cast_like``, and clips finite numbers to the range of a narrower dtype."""
+
+    def cast(x, y):
+        dtype, most = jnp.result_type(y), jnp.finfo(jnp.result_type(y)).max
+        if jnp.finfo(x.dtype).max > most:
+            x = jnp.clip(x, -jnp.asarray(most, x.dtype), jnp.asarray(most, x.dtype))
+        return x.astype(dtype)
+
+    return jax.tree.map(cast, tree, like)
 
 
 def scale(factor: chex.Numeric, tree: Any) -> Any:
@@ -69,7 +91,7 @@ def dot(a: Any, b: Any) -> jax.Array:
         leaf_dot(x, y)
         for x, y in zip(jax.tree.leaves(widen(a)), jax.tree.leaves(widen(b)), strict=True)
     ]
-    dtype = jnp.float64 if any(p.dtype == jnp.float64 for p in products) else jnp.float32
+    dtype = scalar_dtype(products)
     return sum((p.astype(dtype) for p in products), start=jnp.zeros([], dtype))
 
 
@@ -90,16 +112,6 @@ def _root_jvp(primals, tangents):
     return root, tangents[0] * safe_divide(jnp.asarray(0.5, root.dtype), root)
 
 
-def narrow_leaves(tree: Any, norm: jax.Array) -> list[jax.Array]:
-    """The leaves whose dtype can overflow on numbers that have a norm like this one, finite."""
-
-    def can_overflow(dtype):
-        is_inexact = jnp.issubdtype(dtype, jnp.inexact)  # twice: the norm squares
-        return is_inexact and 2 * jnp.finfo(dtype).maxexp < jnp.finfo(norm.dtype).maxexp
-
-    return [x for x in jax.tree.leaves(tree) if can_overflow(jnp.result_type(x))]
-
-
 def is_finite(tree: Any) -> jax.Array:
     """Whether every number in the tree is finite, bool scalar."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [True]))
@@ -109,105 +121,6 @@ def safe_divide(numerator: chex.Numeric, denominator: chex.Numeric) -> jax.Array
     """``numerator / denominator``, and 0 where the denominator is 0."""
     is_zero = jnp.equal(denominator, 0)
     return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
-
-
-def mean_over(axis_name: Any, tree: Any) -> Any:
-    """The mean over the devices of a mapped axis; ``tree`` itself without one."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-
-def local_to(axis_name: Any, tree: Any) -> Any:
-    """``tree`` as values of each device, so that a gradient with respect to it stays local.
-
-    Inside ``jax.shard_map`` the gradient with respect to a replicated value is summed over the
-    devices by default. Elsewhere, in ``pmap`` and ``vmap``, this does nothing.
-    """
-    unseen = unseen_axes(axis_name)
-    names = tuple(axis for axis in axes(axis_name) if axis not in unseen)
-
-    def vary(x):
-        missing = tuple(axis for axis in names if axis not in varying_axes(x))
-        if not missing:
-            return x
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(x, missing, to="varying")
-        return jax.lax.pvary(x, missing)  # pyright: ignore  # of older versions
-
-    return jax.tree.map(vary, tree)
-
-
-def gathered(axis_name: Any, tree: Any) -> Any:
-    """The rows of each leaf on all devices, one after another and the same on every device."""
-
-    def gather(x):
-        for axis in axes(axis_name):
-            is_own = jnp.arange(jax.lax.psum(1, axis), dtype=jnp.int32) == jax.lax.axis_index(axis)
-            rows = jnp.where(is_own.reshape(-1, *[1] * x.ndim), x[None], 0)
-            x = jax.lax.psum(rows, axis).reshape(-1, *x.shape[1:])
-        return x
-
-    return jax.tree.map(gather, tree)
-
-
-def local_key(axis_name: Any, key: jax.Array) -> jax.Array:
-    """A key of each device's own; ``key`` itself without a mapped axis."""
-    for axis in axes(axis_name):
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-    return key
-
-
-def varying_axes(x: Any) -> frozenset:
-    """The mapped axes over which ``shard_map`` knows ``x`` to vary.
-
-    None are known in ``pmap`` and ``vmap``, nor in ``shard_map(check_vma=False)``.
-    """
-    aval = jax.typeof(x)
-    manual = getattr(aval, "manual_axis_type", None)
-    return getattr(aval, "vma", frozenset()) if manual is None else manual.varying
-
-
-def not_varying(axis_name: Any, x: Any) -> tuple:
-    """Those of the mapped axes over which ``x`` is known to be the same."""
-    unknown = (*varying_axes(x), *unseen_axes(axis_name))
-    return tuple(axis for axis in axes(axis_name) if axis not in unknown)
-
-
-def unseen_axes(axis_name: Any) -> tuple:
-    """Those of the mapped axes along which JAX does not keep track of what varies."""
-    names = axes(axis_name)
-    return tuple(axis for axis in names if not varying_axes(jax.lax.axis_index(axis)))
-
-
-def axes(axis_name: Any) -> tuple:
-    """The names in ``axis_name``: None, one, or a tuple of them."""
-    return () if axis_name is None else axis_name if isinstance(axis_name, tuple) else (axis_name,)
-
-
-def replicated(tree: Any) -> Any:
-    """``tree`` with each leaf whole on every device, where a mesh has explicit axes."""
-    if not _is_explicit(tree):
-        return tree
-    spec = jax.sharding.PartitionSpec()
-    return jax.tree.map(lambda x: jax.sharding.reshard(x, spec), tree)
-
-
-def automatic(fn: Callable[..., Any], *args: Any, like: Any) -> Any:
-    """``fn(*args)`` with results sharded as ``like``, all shardings inside left to the compiler.
-
-    For operations that refuse some shardings where a mesh has explicit axes.
-    """
-    if not _is_explicit((args, like)):
-        return fn(*args)
-    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
-    return jax.sharding.auto_axes(fn, out_sharding=shardings)(*args)
-
-
-def _is_explicit(tree: Any) -> bool:
-    kinds = getattr(jax.sharding, "AxisType", None)
-    return kinds is not None and any(
-        kinds.Explicit in (jax.typeof(x).sharding.mesh.axis_types or ())
-        for x in jax.tree.leaves(tree)
-    )
 
 
 @jax.custom_batching.custom_vmap

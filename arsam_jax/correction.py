@@ -1,4 +1,4 @@
-"""Corrections: what is emitted on a step with a perturbed gradient and on one without it."""
+"""Corrections: the gradient that a step returns, with and without a perturbed gradient."""
 
 import numbers
 from collections.abc import Callable
@@ -11,40 +11,76 @@ import numpy as np
 from jax.core import Tracer
 
 from arsam_jax import _check, _tree
+from arsam_jax._repr import describe, described
 
 NEVER = np.iinfo(np.int32).max
-"""The age of a sample that was never taken."""
+"""The age of a sample if there has been none."""
+
+
+class Kept(NamedTuple):
+    """What a correction keeps between sampled steps.
+
+    Attributes:
+      tree: d, shaped like the parameters.
+      norm: ‖d‖, a scalar of at least float32, if the correction reads it on later steps, otherwise
+        ().
+    """
+
+    tree: Any
+    norm: Any = ()
 
 
 class Correction(NamedTuple):
-    """Decides what replaces the gradient. Pure functions.
+    r"""Decides which gradient replaces g. A triple of pure functions.
+
+    A correction that keeps a tree d returns :math:`a\,g + b\,d` on every step, and decides d and
+    the scalars a and b. Only d and the scalars leave the ``lax.cond`` of the step, so that the sum
+    is computed together with the base optimizer. A correction that keeps nothing returns a tree on
+    sampled steps and g on all others.
 
     Attributes:
-      init: ``params -> state``.
-      fresh: ``(state, grads, perturbed_grads) -> (updates, state)``, on a sampled step.
-      stale: ``(state, grads, age) -> updates``, on every other step; ``age`` (int32 scalar) is the
-        number of steps since the last sample, 1 right after it, ``NEVER`` before the first one.
-      reads_grads: False if ``fresh`` leaves ``grads`` unread, which may be None; see ``Probe``.
+      init: ``params -> state``: a ``Kept``, or () if nothing is kept.
+      fresh: called on a sampled step. ``(grads, perturbed_grads) -> (state, (a, b))``, or
+        ``(updates, None)`` if nothing is kept. Both trees are shaped like the parameters, in at
+        least float32.
+      stale: ``(state, grads, age) -> (a, b)``, called on every other step, if something is kept.
+        ``age`` (int32 scalar) is the number of steps since the last sample: 1 on the next step,
+        ``NEVER`` before the first sample.
+      reads_grads: False if ``fresh`` does not read ``grads``, which may then be None; see
+      ``Probe``.
+      name: of the correction, with its arguments, for ``repr``.
     """
 
     init: Callable[..., Any]
     fresh: Callable[..., tuple[Any, Any]]
-    stale: Callable[..., Any]
+    stale: Callable[..., Any] | None = None
     reads_grads: bool = True
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return describe(self)
 
 
-def replace() -> Correction:
-    """Emits the perturbed gradient when there is one, else the gradient. Keeps nothing."""
+def _keeping_nothing(
+    updates_of: Callable[[Any, Any], Any], *, reads_grads: bool = True
+) -> Correction:
+    """Returns ``updates_of(grads, perturbed_grads)`` on sampled steps and g on all others."""
     return Correction(
         init=lambda params: (),
-        fresh=lambda state, grads, perturbed_grads: (perturbed_grads, state),
-        stale=lambda state, grads, age: grads,
-        reads_grads=False,
+        fresh=lambda grads, perturbed_grads: (updates_of(grads, perturbed_grads), None),
+        reads_grads=reads_grads,
     )
 
 
+@described
+def replace() -> Correction:
+    """Returns the perturbed gradient on sampled steps, otherwise the gradient. Keeps nothing."""
+    return _keeping_nothing(lambda grads, perturbed_grads: perturbed_grads, reads_grads=False)
+
+
+@described
 def interpolate(strength: chex.Numeric) -> Correction:
-    r"""Emits :math:`(1 - a) g + a\, g_A` when there is a perturbed gradient, else g. Keeps nothing.
+    r"""Returns :math:`(1 - a) g + a\, g_A` on sampled steps, otherwise g. Keeps nothing.
 
     With ε = r g/‖g‖ this is the gradient-norm penalty of weight λ = a r: to first order in r the
     gradient of L + λ ‖∇L‖.
@@ -58,16 +94,7 @@ def interpolate(strength: chex.Numeric) -> Correction:
     return reuse_psf(0, strength=strength)
 
 
-class ReusePSFState(NamedTuple):
-    """State of ``reuse_psf``: the PSF of the last sample, shaped like the parameters.
-
-    And its norm, float32 scalar, where a bound reads it; () elsewhere.
-    """
-
-    psf: Any
-    norm: Any
-
-
+@described
 def reuse_psf(
     steps: int | None = 2,
     dtype: Any = None,
@@ -78,19 +105,20 @@ def reuse_psf(
 ) -> Correction:
     r"""ARSAM's reuse of the PSF, the difference :math:`\nabla L(w + \varepsilon) - \nabla L(w)`.
 
-    A sampled step emits ``g + a PSF``, which is the perturbed gradient for a = 1, and keeps the
-    PSF; the ``steps`` steps after it emit ``g + a PSF`` with the kept one (equation 15 of the
-    paper), later ones ``g``.
+    A sampled step keeps the PSF and returns ``g + a PSF``, which is the perturbed gradient for
+    a = 1. The ``steps`` steps after it return ``g + a PSF`` with the kept PSF (equation 15 of the
+    paper), later ones return ``g``.
 
     Args:
       steps: how many steps reuse a sample. 2 is the paper's ARSAM, 0 its ablation ARSAM-A, which
         keeps no buffer; None reuses until the next sample.
-      dtype: of the kept PSF; None keeps the dtype of each parameter.
+      dtype: of the kept PSF; None keeps the dtype of each parameter. Values beyond the range of a
+        narrower dtype are clipped to it.
       strength: a >= 0, see ``interpolate``.
       bound: κ > 0: a reused PSF is scaled down to ‖a PSF‖ <= κ ‖g‖. Then ⟨g + a PSF, g⟩ >= (1 − κ)
         ‖g‖², so for κ < 1 a reuse step descends however old the PSF is. None does not scale.
-      sample_bound: the same on a sampled step, for the PSF that it emits and keeps. A step is then
-        at most a multiple of the gradient long, however far it looked.
+      sample_bound: the same on a sampled step, for the PSF that it returns and keeps. The returned
+        gradient is then at most a multiple of g long, whatever the radius is.
 
     Returns:
       A correction that keeps one buffer shaped like the parameters (none if ``steps`` is 0).
@@ -107,65 +135,60 @@ def reuse_psf(
     for name, value in (("bound", bound), ("sample_bound", sample_bound)):
         if value is not None:
             _check.check_number(name, value, above=0)
-    keeps_nothing = isinstance(steps, numbers.Integral) and steps == 0
-    is_whole = isinstance(strength, numbers.Real) and strength == 1
-
-    def mix(grads, psf):
-        return _tree.add(grads, psf if is_whole else _tree.scale(strength, psf))
 
     def init(params):
-        if keeps_nothing:
-            return ()
-        norm = () if bound is None else jnp.zeros([], jnp.float32)
-        return ReusePSFState(_zeros_like(params, dtype), norm)
+        norm = () if bound is None else jnp.zeros([], _tree.scalar_dtype(params))
+        return Kept(_zeros_like(params, dtype), norm)
 
     def shrinking(limit, grads, norm):
-        """What shortens a PSF of this norm to ‖a PSF‖ <= limit ‖g‖, at most 1."""
-        most = jnp.asarray(limit, jnp.float32) * _tree.norm(grads).astype(jnp.float32)
-        norm = norm if is_whole else jnp.asarray(strength, jnp.float32) * norm
-        return jnp.minimum(1, _tree.safe_divide(most, norm))
+        """The factor, at most 1, that shortens a PSF of this norm to ‖a PSF‖ <= limit ‖g‖."""
+        most = jnp.asarray(limit, norm.dtype) * _tree.norm(grads)
+        length = jnp.asarray(strength, norm.dtype) * norm
+        return jnp.minimum(1, _tree.safe_divide(most, length))
 
-    def fresh(state, grads, perturbed_grads):
-        psf = _tree.subtract(perturbed_grads, grads)
-        norm: Any = None  # where no bound reads it
+    def psf_of(grads, perturbed_grads):
+        psf: Any = _tree.subtract(perturbed_grads, grads)
+        norm: Any = ()
         if bound is not None or sample_bound is not None:
-            norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads)).astype(jnp.float32)
-        emitted = perturbed_grads if is_whole else mix(grads, psf)
+            norm = _tree.norm(_tree.minus_psf(grads, perturbed_grads))
         if sample_bound is not None:
-            # What is not finite stays so, to be seen.
+            # A norm that is not finite must stay visible in the PSF.
             factor = jnp.where(jnp.isfinite(norm), shrinking(sample_bound, grads, norm), 1)
             psf, norm = _tree.scale(factor, psf), factor * norm
-            emitted = _tree.where(factor < 1, mix(grads, psf), emitted)
-        if keeps_nothing:
-            return emitted, state
-        norm = () if bound is None else norm
-        return emitted, ReusePSFState(_tree.cast_like(psf, state.psf), norm)
+        return Kept(psf, () if bound is None else norm)
 
-    def stale(state, grads, age):
-        if keeps_nothing:
-            return grads
+    def fresh(grads, perturbed_grads):
+        return psf_of(grads, perturbed_grads), (1, strength)
+
+    def stale(kept, grads, age):
         is_reused = age < NEVER if steps is None else age <= jnp.asarray(steps, jnp.int32)
-        psf = _tree.widen(state.psf)
+        factor = jnp.asarray(strength, _tree.scalar_dtype(grads))
         if bound is not None:
-            psf = _tree.scale(shrinking(bound, grads, state.norm), psf)
-        return _tree.where(is_reused, mix(grads, psf), grads)
+            factor *= shrinking(bound, grads, kept.norm)
+        return 1, jnp.where(is_reused, factor, 0)
 
-    return Correction(init, fresh, stale)
+    if not (isinstance(steps, numbers.Integral) and steps == 0):
+        return Correction(init, fresh, stale)
+    is_whole = isinstance(strength, numbers.Real) and strength == 1 and sample_bound is None
+
+    def updates_of(grads, perturbed_grads):
+        if is_whole:
+            return perturbed_grads
+        psf = psf_of(grads, perturbed_grads).tree
+        return _tree.add(grads, _tree.scale(strength, psf))
+
+    return _keeping_nothing(updates_of)
 
 
-class ReuseOrthogonalState(NamedTuple):
-    """State of ``reuse_orthogonal``: g_v of the last sampled step, shaped like the parameters."""
-
-    orthogonal: Any
-
-
+@described
 def reuse_orthogonal(alpha: Any = 0.7, dtype: Any = None) -> Correction:
     r"""LookSAM's reuse of the part of the perturbed gradient that is orthogonal to the gradient.
 
-    A sampled step emits g_A and keeps :math:`g_v = g_A - (\langle g, g_A\rangle / \|g\|^2)\, g`;
-    the steps until the next emit :math:`g + \alpha (\|g\| / \|g_v\|)\, g_v`. All norms and inner
-    products are over the whole tree. A g_v that is no longer than rounding makes it, 16 eps ‖g_A‖,
-    is kept as 0, so that the steps after it emit g.
+    A sampled step keeps :math:`g_v = g_A - k\, g` with :math:`k = \langle g, g_A\rangle / \|g\|^2`
+    and returns :math:`g_A = k\, g + g_v`. The steps until the next sample return :math:`g + \alpha
+    (\|g\| / \|g_v\|)\, g_v`. All norms and inner products are over the whole tree. A g_v that is
+    shorter than rounding errors can be, 16 eps ‖g_A‖, is kept as 0, so that the steps after it
+    return g.
 
     Args:
       alpha: α >= 0.
@@ -181,30 +204,30 @@ def reuse_orthogonal(alpha: Any = 0.7, dtype: Any = None) -> Correction:
     _check.check_floating_dtype("reuse_dtype", dtype, or_none=True)
 
     def init(params):
-        return ReuseOrthogonalState(_zeros_like(params, dtype))
+        return Kept(_zeros_like(params, dtype), jnp.zeros([], _tree.scalar_dtype(params)))
 
-    def fresh(state, grads, perturbed_grads):
-        orthogonal = _tree.reject(perturbed_grads, grads)
-        whole = _tree.norm(perturbed_grads)
-        is_rounding = _tree.norm(orthogonal) <= 16 * float(jnp.finfo(whole.dtype).eps) * whole
+    def fresh(grads, perturbed_grads):
+        k = _tree.safe_divide(_tree.dot(grads, perturbed_grads), _tree.dot(grads, grads))
+        orthogonal = _tree.subtract(perturbed_grads, _tree.scale(k, grads))
+        length, whole = _tree.norm(orthogonal), _tree.norm(perturbed_grads)
+        is_rounding = length <= 16 * float(jnp.finfo(whole.dtype).eps) * whole
         orthogonal = _tree.scale(jnp.where(is_rounding, 0, 1), orthogonal)
-        return perturbed_grads, ReuseOrthogonalState(_tree.cast_like(orthogonal, state.orthogonal))
+        return Kept(orthogonal, jnp.where(is_rounding, 0, length)), (k, 1)
 
-    def stale(state, grads, age):
+    def stale(kept, grads, age):
         del age
-        norm = _tree.norm(grads)
-        ratio = _tree.safe_divide(norm, _tree.norm(state.orthogonal).astype(norm.dtype))
-        factor = jnp.asarray(alpha, norm.dtype) * ratio
-        return _tree.add(grads, _tree.scale(factor, _tree.widen(state.orthogonal)))
+        ratio = _tree.safe_divide(_tree.norm(grads), kept.norm)
+        return 1, jnp.asarray(alpha, ratio.dtype) * ratio
 
     return Correction(init, fresh, stale)
 
 
+@described
 def subtract_orthogonal(alpha: Any) -> Correction:
     r"""GSAM's step: descends the surrogate gap without leaving the descent of the perturbed loss.
 
-    A sampled step emits :math:`g_A - \alpha\, g_\perp` with :math:`g_\perp = g - (\langle g,
-    g_A\rangle / \|g_A\|^2)\, g_A`, the part of g orthogonal to g_A; other steps emit g. Keeps
+    A sampled step returns :math:`g_A - \alpha\, g_\perp` with :math:`g_\perp = g - (\langle g,
+    g_A\rangle / \|g_A\|^2)\, g_A`, the part of g orthogonal to g_A. Other steps return g. Keeps
     nothing.
 
     Args:
@@ -215,11 +238,11 @@ def subtract_orthogonal(alpha: Any) -> Correction:
     """
     _check.check_number("alpha", alpha, low=0)
 
-    def fresh(state, grads, perturbed_grads):
+    def updates_of(grads, perturbed_grads):
         orthogonal = _tree.reject(grads, perturbed_grads)
-        return _tree.add(perturbed_grads, _tree.scale(-alpha, orthogonal)), state
+        return _tree.add(perturbed_grads, _tree.scale(-alpha, orthogonal))
 
-    return Correction(lambda params: (), fresh, lambda state, grads, age: grads)
+    return _keeping_nothing(updates_of)
 
 
 def _zeros_like(params: Any, dtype: Any) -> Any:

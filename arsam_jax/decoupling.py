@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from arsam_jax import _check, _tree
-from arsam_jax.core import get_state
+from arsam_jax.state import get_state
 
 
 class DecoupleState(NamedTuple):

@@ -15,13 +15,22 @@ from flax import nnx
 from flax.training import train_state
 
 from arsam_jax import _check, _tree, microbatches
-from arsam_jax.convolutions import fast_convolutions
+from arsam_jax._convolutions import fast_convolutions
 
 _as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # as_pure is its name from flax 0.12.7 on
 _EXTRA_ARGS = {
-    *("grad_fn", "previous_grad_fn", "value_fn", "example_loss_fn", "batch", "fisher_batch"),
-    *("example_index", "microbatch_grads", "axis_name", "measure"),
-    *("value", "grad"),
+    "axis_name",
+    "batch",
+    "example_index",
+    "example_loss_fn",
+    "fisher_batch",
+    "grad",
+    "grad_fn",
+    "measure",
+    "microbatch_grads",
+    "previous_grad_fn",
+    "value",
+    "value_fn",
 }
 
 
@@ -290,7 +299,7 @@ def _split(args, num_parts):
             "num_microbatches must divide the first axis of every array in args, of one size, got"
             f" {num_parts} and the sizes {sorted(sizes)}."
         )
-    parts = microbatches.cut(
+    parts = microbatches.split(
         [x for x, splits in zip(leaves, is_split, strict=True) if splits], num_parts
     )
 

@@ -10,7 +10,8 @@ import jax
 import keras
 import optax
 
-from arsam_jax import _check, core
+from arsam_jax import _check
+from arsam_jax.state import get_state
 
 _NAME = "sharpness_aware_state"
 _SHARE = "sampled_share"
@@ -244,7 +245,7 @@ class SharpnessAware(_Model):
                 f"A metric of the model is named {_SHARE!r}, the name under which fit reports the"
                 " share of the steps that took a second gradient. Rename that metric."
             )
-        link_state = core.get_state(link_state)
+        link_state = get_state(link_state)
         share = link_state.metrics.num_sampled / link_state.step
         return logs | {_SHARE: share}, (params, others, optimizer_variables, metrics)
 
@@ -352,7 +353,7 @@ def _check_link(link, variables):
     params = jax.tree.map(jax.numpy.zeros_like, ones)  # of which nothing decays
     state = link.init(params)
     try:
-        core.get_state(state)
+        get_state(state)
     except ValueError as error:
         raise ValueError(
             "link must have exactly one sharpness-aware part, such as arsam_jax.sam(rho=0.05), got"

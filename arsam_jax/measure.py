@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from arsam_jax import _check, _random, _tree
-from arsam_jax.convolutions import fast_convolutions
+from arsam_jax._convolutions import fast_convolutions
 
 __all__ = [
     "Spectrum",

@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 
-from arsam_jax import _check, _tree
+from arsam_jax import _check, _devices
+from arsam_jax._convolutions import fast_convolutions
 from arsam_jax._examples import batch_size, example_loss
-from arsam_jax.convolutions import fast_convolutions
 
 
-def cut(batch: Any, num_microbatches: int) -> Any:
+def split(batch: Any, num_microbatches: int) -> Any:
     """The micro-batches, each leaf as (K, B / K, ...): the k-th has examples k, k + K, k + 2K, ...
 
     So each of them spreads over the devices of a sharded batch.
@@ -71,7 +71,7 @@ def value_and_grad(
 
     def with_microbatches(params, batch):
         losses_of, _ = example_loss(example_loss_fn, batch, axis_name, has_aux=has_aux)
-        local = _tree.local_to(axis_name, params)
+        local = _devices.local_to(axis_name, params)
 
         def loss_fn(params, part):
             result = losses_of(params, part)
@@ -82,9 +82,9 @@ def value_and_grad(
         def take(part):
             return jax.value_and_grad(loss_fn, has_aux=True)(local, part)
 
-        (losses, aux), grads = jax.lax.map(take, cut(batch, num_microbatches))
+        (losses, aux), grads = jax.lax.map(take, split(batch, num_microbatches))
         mean = jax.tree.map(lambda x: x.mean(0), (losses, grads))
-        loss, whole = _tree.mean_over(axis_name, mean)
+        loss, whole = _devices.mean_over(axis_name, mean)
         return ((loss, aux) if has_aux else loss), whole, grads
 
     return with_microbatches

@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from arsam_jax import _tree
-from arsam_jax.core import get_state
+from arsam_jax import _devices
+from arsam_jax._devices import local_parts
+from arsam_jax.state import get_state
 
 
 def value_and_grad(
@@ -47,7 +48,7 @@ def value_and_grad(
     def local_loss(params, *args):
         result = loss_fn(params, *args)
         loss = result[0] if has_aux else result
-        missing = _tree.not_varying(axis_name, loss)
+        missing = _devices.not_varying(axis_name, loss)
         if missing:
             raise ValueError(
                 f"The loss does not vary over the mapped axis {missing}: give value_and_grad the"
@@ -56,13 +57,13 @@ def value_and_grad(
         return result
 
     def averaged(params, *args):
-        params = _tree.local_to(axis_name, params)
+        params = _devices.local_to(axis_name, params)
         result, grads = jax.value_and_grad(local_loss, has_aux=has_aux)(params, *args)
-        grads = _tree.mean_over(axis_name, grads)
+        grads = _devices.mean_over(axis_name, grads)
         if has_aux:
             loss, aux = result
-            return (_tree.mean_over(axis_name, loss), aux), grads
-        return _tree.mean_over(axis_name, result), grads
+            return (_devices.mean_over(axis_name, loss), aux), grads
+        return _devices.mean_over(axis_name, result), grads
 
     return averaged
 
@@ -127,10 +128,3 @@ def of_all_processes(x: Any) -> np.ndarray:
 
 def _identity(x):  # one function, so that JAX compiles it once for all leaves of one shape
     return x
-
-
-def local_parts(x: Any) -> list[np.ndarray]:
-    """What the devices of this process hold of an array; of a NumPy array, itself."""
-    if not isinstance(x, jax.Array):
-        return [np.asarray(x)]
-    return [np.asarray(shard.data) for shard in x.addressable_shards]

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from arsam_jax import _check, _random, _tree
+from arsam_jax import _check, _devices, _random, _tree
 from arsam_jax._examples import example_loss
+from arsam_jax._repr import describe, described
 from arsam_jax.ascent import normalize
-from arsam_jax.microbatches import cut
+from arsam_jax.microbatches import split
 
 _EXAMPLE_CALL = """
     def previous_grad_fn(params):  # the mini-batch of the step before; on the first step any
@@ -31,14 +32,20 @@ class Probe(NamedTuple):
         clean backward pass would have cost.
       whole_batch: False if the perturbed gradient is of other examples than ``grads``, so that
         their difference does not vanish with ρ.
+      name: of the probe, with its arguments, for ``repr``.
     """
 
     init: Callable[..., Any]
     update: Callable[..., tuple[Any, Any]]
     reads_grads: bool = True
     whole_batch: bool = True
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return describe(self)
 
 
+@described
 def perturb(
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
 ) -> Probe:
@@ -57,6 +64,7 @@ def perturb(
     return multi_step(1, ascent)
 
 
+@described
 def multi_step(
     num_steps: int,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
@@ -76,7 +84,7 @@ def multi_step(
     _check.check_static("num_steps", num_steps)
     _check.check_integer("num_steps", num_steps, low=1)
     num_steps = int(num_steps)  # of NumPy's
-    ascent = checked(ascent)
+    ascent = _check.checked_ascent(ascent)
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
         def climb(carry, _):
@@ -94,9 +102,10 @@ def multi_step(
             (_, perturbed_grads, state), _ = jax.lax.scan(climb, carry, length=num_steps)
         return perturbed_grads, state
 
-    return Probe(init_of(ascent), update_fn)
+    return Probe(ascent.init, update_fn)
 
 
+@described
 def gradient_norm_aware(
     grad_rho: optax.ScalarOrSchedule = 0.02,
     *,
@@ -140,7 +149,7 @@ def gradient_norm_aware(
     _check.check_number("alpha", alpha, low=0, high=1)
     _check.check_number("beta", beta, low=0, high=1)
     _check.check_number("gamma", gamma, low=0)
-    ascent = checked(ascent)
+    ascent = _check.checked_ascent(ascent)
 
     def update_fn(grads, state, params, /, *, rho, step, grad_fn, **extra_args):
         def climb(point, grads, state, radius):
@@ -160,9 +169,10 @@ def gradient_norm_aware(
         orthogonal = _tree.reject(behind, ahead)
         return _tree.add(ahead, _tree.scale(-gamma, orthogonal)), state
 
-    return Probe(init_of(ascent), update_fn)
+    return Probe(ascent.init, update_fn)
 
 
+@described
 def microbatched(
     num_microbatches: int,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
@@ -186,7 +196,7 @@ def microbatched(
     """
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
-    ascent = checked(ascent)
+    ascent = _check.checked_ascent(ascent)
 
     def update_fn(
         grads,
@@ -204,7 +214,7 @@ def microbatched(
         del grad_fn
         axis_name = extra_args.get("axis_name")
         loss_fn, _ = example_loss(example_loss_fn, batch, axis_name)
-        parts = cut(batch, num_microbatches)
+        parts = split(batch, num_microbatches)
         if microbatch_grads is not None:
             stacked = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(
@@ -219,13 +229,13 @@ def microbatched(
                     f" {num_microbatches} micro-batches along a first axis, as"
                     f" arsam_jax.microbatches.value_and_grad gives them, got {differing}."
                 )
-            microbatch_grads = _tree.local_to(axis_name, microbatch_grads)
+            microbatch_grads = _devices.local_to(axis_name, microbatch_grads)
         if axis_name is not None and any(x.dtype != jnp.uint32 for x in jax.tree.leaves(state)):
             raise ValueError(
                 "microbatched with axis_name needs an ascent without state (but for keys): the"
                 " devices see different micro-batches, and their states would drift apart."
             )
-        params = _tree.local_to(axis_name, _tree.widen(params))
+        params = _devices.local_to(axis_name, _tree.widen(params))
 
         def add_part(carry, of_part):
             (total, state), (part, part_grads) = carry, of_part
@@ -246,9 +256,9 @@ def microbatched(
         zeros = jax.tree.map(jnp.zeros_like, params)
         (total, state), _ = jax.lax.scan(add_part, (zeros, state), (parts, microbatch_grads))
         mean = _tree.scale(1 / num_microbatches, total)
-        return _tree.mean_over(axis_name, mean), state
+        return _devices.mean_over(axis_name, mean), state
 
-    return Probe(init_of(ascent), update_fn, reads_grads=False)
+    return Probe(ascent.init, update_fn, reads_grads=False)
 
 
 class KeyedState(NamedTuple):
@@ -258,6 +268,7 @@ class KeyedState(NamedTuple):
     ascent: Any
 
 
+@described
 def reweighted(
     inverse_temperature: float,
     *,
@@ -300,10 +311,10 @@ def reweighted(
     if delta is not None:
         _check.check_number("delta", delta, above=0)
     _check.check_seed(seed)
-    ascent = checked(ascent)
+    ascent = _check.checked_ascent(ascent)
 
     def init_fn(params):
-        return KeyedState(_random.make_key(seed, "probe.reweighted"), init_of(ascent)(params))
+        return KeyedState(_random.make_key(seed, "probe.reweighted"), ascent.init(params))
 
     def update_fn(
         grads,
@@ -330,7 +341,7 @@ def reweighted(
 
         def slopes(params):
             if delta is None:
-                return jax.jvp(losses_at, (params,), (_tree.local_to(axis_name, z),))[1]
+                return jax.jvp(losses_at, (params,), (_devices.local_to(axis_name, z),))[1]
             moved = _tree.add(params, _tree.scale(delta, z))
             difference = losses_at(moved) - losses_at(params)
             return difference / jnp.asarray(delta, difference.dtype)
@@ -340,9 +351,9 @@ def reweighted(
             scale = _tree.safe_divide(jnp.asarray(inverse_temperature, norms.dtype), norms.mean())
             return jnp.sum(jax.nn.softmax(scale * norms) * losses_at(params))
 
-        weighted_grads = _tree.gradient(weighted_loss)(_tree.local_to(axis_name, params))
+        weighted_grads = _tree.gradient(weighted_loss)(_devices.local_to(axis_name, params))
         direction, ascent_state = ascent.update(
-            _tree.mean_over(axis_name, _tree.widen(weighted_grads)),
+            _devices.mean_over(axis_name, _tree.widen(weighted_grads)),
             state.ascent,
             params,
             rho=rho,
@@ -364,6 +375,7 @@ class MomentumState(NamedTuple):
     momentum: Any
 
 
+@described
 def momentum(decay: float = 0.9) -> Probe:
     r"""Momentum-SAM: the perturbation follows the momentum, so there is no second gradient.
 
@@ -405,6 +417,7 @@ class AuxiliarySequenceState(NamedTuple):
     grads: Any
 
 
+@described
 def auxiliary_sequence(
     learning_rate: optax.ScalarOrSchedule, interpolation: chex.Numeric = 0.2
 ) -> Probe:
@@ -461,18 +474,3 @@ def auxiliary_sequence(
         return mixed, AuxiliarySequenceState(ahead)
 
     return Probe(init_fn, update_fn, reads_grads=False, whole_batch=False)
-
-
-def init_of(ascent: Any) -> Callable[[Any], Any]:
-    """The state of an ascent, which works on parameters in at least float32."""
-    return lambda params: ascent.init(_tree.widen(params))
-
-
-def checked(ascent: Any) -> optax.GradientTransformationExtraArgs:
-    """The ascent, which takes extra arguments, if it is one."""
-    if not isinstance(ascent, optax.GradientTransformation):
-        raise TypeError(
-            "ascent must be an optax.GradientTransformation, such as ascent.normalize() (called),"
-            f" got {ascent!r}."
-        )
-    return optax.with_extra_args_support(ascent)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from arsam_jax import _check, _tree
+from arsam_jax._repr import describe, described
 
 
-class Radius(NamedTuple):
+class RadiusPolicy(NamedTuple):
     """Decides how far a step looks. Pure functions, of scalars but for the first.
 
     Attributes:
@@ -28,16 +29,21 @@ class Radius(NamedTuple):
         both are 0. None if there is nothing to record, which saves the norms.
       is_positive: True promises that ``value`` never returns 0. The decision to sample then does
         not depend on the radius, which keeps the ``lax.cond`` under ``vmap``.
+      name: of the policy, with its arguments, for ``repr``.
     """
 
     init: Callable[[Any], Any]
     value: Callable[[Any, jax.Array], Any]
     record: Callable[..., Any] | None = None
     is_positive: bool = False
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return describe(self)
 
 
-ScalarOrSchedule = optax.ScalarOrSchedule | Radius
-"""What every method takes as ``rho``: a number, a schedule ``step -> ρ``, or a policy."""
+RadiusLike = optax.ScalarOrSchedule | RadiusPolicy
+"""What every method accepts as ``rho``: a number, a schedule ``step -> ρ``, or a policy."""
 
 
 class HoldRatioState(NamedTuple):
@@ -53,11 +59,10 @@ class HoldRatioState(NamedTuple):
 
 
 _LARGEST_FACTOR = 10.0
-_ROUNDING = 64 * float(jnp.finfo(jnp.float32).eps)
-"""‖PSF‖ / ‖g‖ that two evaluations of one gradient can differ by in float32."""
 
 
-def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> Radius:
+@described
+def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> RadiusPolicy:
     r"""A radius that holds the PSF's share of the gradient, c = ‖PSF‖ / ‖g‖, at c\*.
 
     To first order c is proportional to ρ, so the k-th sample, k = 0, 1, ..., moves
@@ -92,7 +97,7 @@ def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> Rad
     def record(state, step, sampled, grad_norm, correction_norm, rho):
         del step
         seen = _tree.safe_divide(correction_norm, grad_norm)
-        is_seen = sampled & (grad_norm > 0) & jnp.isfinite(seen) & (seen > _ROUNDING)
+        is_seen = sampled & (grad_norm > 0) & jnp.isfinite(seen) & (seen > _tree.RATIO_ROUNDING)
         is_too_far = jnp.isnan(correction_norm) & jnp.isfinite(grad_norm)
         factor = jnp.asarray(ratio, jnp.float32) / jnp.where(is_seen, seen, 1)
         factor = jnp.where(is_too_far, 0, factor)
@@ -105,10 +110,11 @@ def hold_ratio(ratio: float, *, initial: float = 0.05, rate: float = 0.1) -> Rad
             jnp.where(is_moved, optax.safe_increment(state.samples), state.samples),
         )
 
-    return Radius(init, lambda state, step: state.rho, record, is_positive=True)
+    return RadiusPolicy(init, lambda state, step: state.rho, record, is_positive=True)
 
 
-def of_weights(fraction: float = 0.009) -> Radius:
+@described
+def proportional_to_params(fraction: float = 0.009) -> RadiusPolicy:
     r"""The radius ρ = a ‖w₀‖, w₀ the parameters that ``init`` gets: for who knows none.
 
     It asks for no unit: scaled weights, a scaled loss move nothing. The default is in the middle of
@@ -134,4 +140,4 @@ def of_weights(fraction: float = 0.009) -> Radius:
         return jnp.asarray(fraction, jnp.float32) * state
 
     is_positive = isinstance(fraction, numbers.Real) and fraction > 0
-    return Radius(init, value, is_positive=is_positive)
+    return RadiusPolicy(init, value, is_positive=is_positive)

@@ -16,6 +16,7 @@ import optax
 from jax.core import Tracer
 
 from arsam_jax import _check, _random, _tree
+from arsam_jax._repr import describe, described
 
 ParamsMask = Any | Callable[[Any], Any] | None
 """A tree of bools that is a prefix of the parameters, or a function that makes it from them.
@@ -39,24 +40,32 @@ class SamplingPolicy(NamedTuple):
         state that follows ``sampled`` alone does not depend on data, so the decision keeps its
         ``lax.cond`` under ``vmap``.
       norm: ``(tree, params) -> norm`` of a tree shaped like the parameters, which measures both.
+      name: of the policy, with its arguments, for ``repr``.
     """
 
     init: Callable[[], Any]
     decide: Callable[..., tuple[jax.Array | bool, Any]]
     record: Callable[..., Any] | None = None
     norm: Callable[[Any, Any], jax.Array] = lambda tree, params: _tree.norm(tree)
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return describe(self)
 
 
+@described
 def always() -> SamplingPolicy:
     """Every step: SAM's two gradients a step."""
     return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (True, state))
 
 
+@described
 def never() -> SamplingPolicy:
     """No step: the base optimizer, bit for bit, at its price."""
     return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (False, state))
 
 
+@described
 def every_k(k: int) -> SamplingPolicy:
     """Steps 0, k, 2k, ...: 1 + 1/k gradients a step."""
     _check.check_integer("k", k, low=1)
@@ -74,6 +83,7 @@ class BernoulliState(NamedTuple):
     key: jax.Array
 
 
+@described
 def bernoulli(probability: chex.Numeric | Callable, seed: int = 0) -> SamplingPolicy:
     """Each step on its own with a probability: 1 + p gradients a step.
 
@@ -94,6 +104,7 @@ def bernoulli(probability: chex.Numeric | Callable, seed: int = 0) -> SamplingPo
     )
 
 
+@described
 def final_phase(total_steps: int, share: float) -> SamplingPolicy:
     """The last ``share`` of the steps, all of them: 1 + share gradients a step.
 
@@ -121,27 +132,19 @@ def final_phase(total_steps: int, share: float) -> SamplingPolicy:
     return SamplingPolicy(lambda: (), decide)
 
 
-class Moments(NamedTuple):
-    """Moving mean and variance of a signal, which are ``mean · 4^exponent`` and ``variance ·
-    16^exponent``: so the fourth power of a norm does not overflow, nor vanish.
+class GradientNormGateState(NamedTuple):
+    """State of ``gradient_norm_gate``.
 
     Attributes:
-      mean: float32 scalar.
-      variance: float32 scalar.
-      exponent: int32 scalar.
+      mean: float32 scalar, the moving mean μ of ‖g‖².
+      deviation: float32 scalar, the root σ of its moving variance.
     """
 
     mean: jax.Array
-    variance: jax.Array
-    exponent: jax.Array
+    deviation: jax.Array
 
 
-class GradientNormGateState(NamedTuple):
-    """State of ``gradient_norm_gate``: the moments of ‖g‖²."""
-
-    moments: Moments
-
-
+@described
 def gradient_norm_gate(
     total_steps: int, *, decay: float = 0.9, lambda_1: float = -1, lambda_2: float = 1
 ) -> SamplingPolicy:
@@ -173,60 +176,26 @@ def gradient_norm_gate(
     _check.check_number("lambda_2", lambda_2)
 
     def init():
-        return GradientNormGateState(_no_moments())
+        return GradientNormGateState(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32))
 
     def decide(state, step, grad_norm):
-        x, unmoved = _square_in_unit(state.moments, grad_norm)
-        moments = _tree.where(jnp.isfinite(grad_norm), _moved(unmoved, x, decay), state.moments)
+        x = jnp.square(grad_norm)
+        old = jnp.asarray(decay, jnp.float32)
+        mean = old * state.mean + (1 - old) * x
+        # The variance is the fourth power of a norm and would overflow. Its root does not.
+        deviation = jnp.hypot(
+            jnp.sqrt(old) * state.deviation, jnp.sqrt(1 - old) * jnp.abs(x - mean)
+        )
+        is_finite = jnp.isfinite(x)
+        mean = jnp.where(is_finite, mean, state.mean)
+        deviation = jnp.where(is_finite, deviation, state.deviation)
         progress = step.astype(jnp.float32) / jnp.asarray(total_steps, jnp.float32)
         progress = jnp.minimum(progress, 1)
         end, start = jnp.asarray(lambda_1, jnp.float32), jnp.asarray(lambda_2, jnp.float32)
         threshold = progress * end + (1 - progress) * start
-        sampled = x >= moments.mean + threshold * jnp.sqrt(moments.variance)
-        return sampled, GradientNormGateState(moments)
+        return x >= mean + threshold * deviation, GradientNormGateState(mean, deviation)
 
     return SamplingPolicy(init, decide)
-
-
-def _no_moments():
-    return Moments(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32), jnp.zeros([], jnp.int32))
-
-
-def _moved(moments, value, decay):
-    """The moments moved by one value, in their unit.
-
-    Where that overflows, which takes a norm some 2³² times the usual one, their unit doubles: one
-    such gradient is soon forgotten, and a scale that stays is reached.
-    """
-    decay = jnp.asarray(decay, jnp.float32)
-    mean = decay * moments.mean + (1 - decay) * value
-    variance = decay * moments.variance + (1 - decay) * jnp.square(value - mean)
-    doubled = moments._replace(exponent=moments.exponent + 1)
-    return _tree.where(jnp.isfinite(variance), Moments(mean, variance, moments.exponent), doubled)
-
-
-def _square_in_unit(moments, norm):
-    """norm² and the moments of it, both in the unit in which these are near 1.
-
-    The unit is a power of two, so that no rounding depends on it. Before the first norm it is that
-    of this one.
-    """
-    largest = jnp.maximum(moments.mean, jnp.sqrt(moments.variance))
-    held = moments.exponent + _exponent(largest) // 2
-    exponent = jnp.clip(jnp.where(largest > 0, held, _exponent(norm)), -126, 126)
-    unit = _power_of_two(moments.exponent - exponent)
-    mean = moments.mean * unit * unit
-    variance = moments.variance * unit * unit * unit * unit
-    x = jnp.square(norm * _power_of_two(-exponent))
-    return x, Moments(mean, variance, exponent)
-
-
-def _exponent(x):
-    return jnp.frexp(jax.lax.stop_gradient(x))[1]
-
-
-def _power_of_two(exponent):
-    return jnp.ldexp(jnp.ones([], jnp.float32), exponent)
 
 
 class BudgetedState(NamedTuple):
@@ -235,6 +204,7 @@ class BudgetedState(NamedTuple):
     credit: jax.Array
 
 
+@described
 def budgeted(share: float | None = None, *, speedup: float | None = None) -> SamplingPolicy:
     r"""A price one can set: exactly a share of the steps, evenly spaced.
 
@@ -270,10 +240,6 @@ def budgeted(share: float | None = None, *, speedup: float | None = None) -> Sam
     return SamplingPolicy(lambda: BudgetedState(jnp.zeros([], jnp.float32)), decide, record)
 
 
-_ROUNDING = 64 * float(jnp.finfo(jnp.float32).eps)
-"""‖PSF‖ / ‖g‖ that two evaluations of one gradient can differ by in float32."""
-
-
 class AutoregressiveState(NamedTuple):
     """State of ``autoregressive``; every field but the key is a scalar.
 
@@ -296,6 +262,7 @@ class AutoregressiveState(NamedTuple):
     segment_samples: jax.Array
 
 
+@described
 def autoregressive(
     alpha: float,
     *,
@@ -380,7 +347,7 @@ def autoregressive(
         ratio = _tree.safe_divide(correction_norm, grad_norm)
         is_ratio = sampled & (grad_norm > 0) & jnp.isfinite(grad_norm) & jnp.isfinite(ratio)
         is_same_rho = rho == state.ratio_rho
-        is_comparable = is_same_rho | (jnp.minimum(ratio, state.ratio) > _ROUNDING)
+        is_comparable = is_same_rho | (jnp.minimum(ratio, state.ratio) > _tree.RATIO_ROUNDING)
         previous = state.ratio * jnp.where(is_same_rho, 1, _tree.safe_divide(rho, state.ratio_rho))
         change = _tree.safe_divide(ratio - previous, previous)
         decay = jnp.asarray(ema_decay, jnp.float32)

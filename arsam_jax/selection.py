@@ -8,16 +8,18 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from arsam_jax import _check, _random, _tree
+from arsam_jax import _check, _devices, _random, _tree
 from arsam_jax._examples import example_loss
+from arsam_jax._repr import described
 from arsam_jax.ascent import normalize
-from arsam_jax.probe import Probe, checked, init_of
+from arsam_jax.probe import Probe
 
 _INDEX_CALL = """
     tx.update(grads, opt_state, params, grad_fn=grad_fn, example_loss_fn=example_loss_fn,
               batch=batch, example_index=index)  # int (batch,): where they are in the data set"""
 
 
+@described
 def largest_losses(
     share: float = 0.5,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
@@ -46,7 +48,7 @@ def largest_losses(
     """
     _check.check_static("share", share)
     _check.check_number("share", share, above=0, high=1)
-    ascent = checked(ascent)
+    ascent = _check.checked_ascent(ascent)
 
     def update_fn(
         grads, state, params, /, *, grad_fn, example_loss_fn=None, batch=None, **extra_args
@@ -57,15 +59,16 @@ def largest_losses(
         count = _count(share, size)
         part = batch
         if count < size:
-            losses = _tree.replicated(loss_fn(params, batch))
+            losses = _devices.replicated(loss_fn(params, batch))
             part = _taken(batch, jax.lax.top_k(losses, count)[1])
         extra_args.pop("example_index", None)  # those of the whole batch
         extra_args["example_loss_fn"] = example_loss_fn
         return _climb(ascent, loss_fn, part, params, state, **extra_args)[:2]
 
-    return Probe(init_of(ascent), update_fn, reads_grads=False, whole_batch=False)
+    return Probe(ascent.init, update_fn, reads_grads=False, whole_batch=False)
 
 
+@described
 def largest_rises(
     gamma: float,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
@@ -89,7 +92,7 @@ def largest_rises(
     """
     _check.check_static("gamma", gamma)
     _check.check_number("gamma", gamma, above=0, high=1)
-    ascent = checked(ascent)
+    ascent = _check.checked_ascent(ascent)
 
     def update_fn(
         grads, state, params, /, *, rho, grad_fn, example_loss_fn=None, batch=None, **extra_args
@@ -104,15 +107,15 @@ def largest_rises(
         point = _tree.add(params, _tree.scale(rho, direction))
         if gamma == 1:
             return grad_fn(point), state
-        rise = _tree.replicated(loss_fn(point, batch) - loss_fn(params, batch))
+        rise = _devices.replicated(loss_fn(point, batch) - loss_fn(params, batch))
         _, chosen = jax.lax.top_k(rise, max(1, round(gamma * size)))
-        selected = jax.tree.map(lambda x: _tree.replicated(jnp.asarray(x))[chosen], batch)
+        selected = jax.tree.map(lambda x: _devices.replicated(jnp.asarray(x))[chosen], batch)
         perturbed_grads = _tree.gradient(lambda params: loss_fn(params, selected).mean())(
-            _tree.local_to(axis_name, point)
+            _devices.local_to(axis_name, point)
         )
-        return _tree.mean_over(axis_name, perturbed_grads), state
+        return _devices.mean_over(axis_name, perturbed_grads), state
 
-    return Probe(init_of(ascent), update_fn, whole_batch=gamma == 1)
+    return Probe(ascent.init, update_fn, whole_batch=gamma == 1)
 
 
 class LossChangeState(NamedTuple):
@@ -131,6 +134,7 @@ class LossChangeState(NamedTuple):
     ascent: Any
 
 
+@described
 def largest_changes(
     num_examples: int,
     steps_per_epoch: int,
@@ -188,14 +192,14 @@ def largest_changes(
     if not isinstance(min_weight, Tracer):
         _check.check_number("max_weight", max_weight, low=float(min_weight))
     _check.check_seed(seed)
-    ascent = checked(ascent)
+    ascent = _check.checked_ascent(ascent)
 
     def init_fn(params):
         return LossChangeState(
             key=_random.make_key(seed, "selection.largest_changes"),
             total=jnp.ones([num_examples], jnp.float32),
             times=jnp.ones([num_examples], jnp.int32),
-            ascent=init_of(ascent)(params),
+            ascent=ascent.init(params),
         )
 
     def draw(state, index, step, epoch, count, axis_name):
@@ -204,7 +208,7 @@ def largest_changes(
         progress = epoch.astype(jnp.float32) / jnp.asarray(rise_epochs, jnp.float32)
         scaled = _tree.safe_divide(mean - mean.min(), mean.max() - mean.min())
         weights = low + (high - low) * jnp.minimum(progress, 1) * scaled
-        key = _tree.local_key(axis_name, _random.step_key(state.key, step))
+        key = _devices.local_key(axis_name, _random.step_key(state.key, step))
         # The largest of log p + Gumbel noise are a draw without replacement.
         scores = jnp.log(weights) + jax.random.gumbel(key, weights.shape, jnp.float32)
         return jax.lax.top_k(scores, count)[1]
@@ -225,7 +229,7 @@ def largest_changes(
         del grads, grad_fn
         axis_name = extra_args.get("axis_name")
         loss_fn, size = example_loss(example_loss_fn, batch, axis_name)
-        index = _tree.replicated(_checked_index(example_index, size, num_examples))
+        index = _devices.replicated(_checked_index(example_index, size, num_examples))
         count = _count(share, size)
         epoch = step // jnp.asarray(steps_per_epoch, jnp.int32)
         is_first = epoch < 1
@@ -236,7 +240,7 @@ def largest_changes(
             perturbed_grads, ascent_state, before, after = _climb(
                 ascent, loss_fn, part, params, state.ascent, **extra_args
             )
-            change = _tree.replicated(jnp.abs(after - before).astype(jnp.float32))
+            change = _devices.replicated(jnp.abs(after - before).astype(jnp.float32))
             if chosen is not None:  # NaN for the others, and of one shape
                 change = jnp.full([size], jnp.nan, jnp.float32).at[chosen].set(change)
             return perturbed_grads, ascent_state, change
@@ -256,7 +260,7 @@ def largest_changes(
             result = (whole if is_first else drawn)(params)
         perturbed_grads, ascent_state, change = result
 
-        index, change = _tree.gathered(axis_name, (index, change))
+        index, change = _devices.gathered(axis_name, (index, change))
         rows = jnp.where(
             jnp.isfinite(change), index, int(num_examples)
         )  # one past the end: dropped
@@ -278,7 +282,7 @@ def _count(share, size):
 
 
 def _taken(batch, chosen):
-    return jax.tree.map(lambda x: _tree.replicated(jnp.asarray(x))[chosen], batch)
+    return jax.tree.map(lambda x: _devices.replicated(jnp.asarray(x))[chosen], batch)
 
 
 def _climb(ascent, loss_fn, part, params, state, *, rho, axis_name=None, **extra_args):
@@ -289,8 +293,8 @@ def _climb(ascent, loss_fn, part, params, state, *, rho, axis_name=None, **extra
             losses = loss_fn(params, part)
             return losses.mean(), losses
 
-        grads, losses = jax.grad(mean_loss, has_aux=True)(_tree.local_to(axis_name, point))
-        return _tree.mean_over(axis_name, jax.tree.map(jnp.conj, grads)), losses
+        grads, losses = jax.grad(mean_loss, has_aux=True)(_devices.local_to(axis_name, point))
+        return _devices.mean_over(axis_name, jax.tree.map(jnp.conj, grads)), losses
 
     grads, before = evaluate(params)
     direction, state = ascent.update(

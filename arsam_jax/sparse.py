@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from arsam_jax import _check, _random, _tree
+from arsam_jax import _check, _devices, _random, _tree
 from arsam_jax._examples import example_loss
 
 Pattern = Literal["unstructured", "structured"] | tuple[int, int] | tuple[int, int, int]
@@ -114,17 +114,17 @@ def fisher_mask(
             raise ValueError(
                 f"num_examples must be at most {size}, the examples of {name}, got {num_examples}."
             )
-        examples = jax.tree.map(lambda x: x[:count, None], _tree.replicated(batch))
+        examples = jax.tree.map(lambda x: x[:count, None], _devices.replicated(batch))
 
         def add_square(total, example):
             grads = _tree.widen(jax.grad(lambda p: loss_fn(p, example).mean())(params))
             squares = jax.tree.map(lambda g: jnp.real(g * jnp.conj(g)), grads)
             return jax.tree.map(jnp.add, total, squares), None
 
-        params = _tree.local_to(axis_name, params)
+        params = _devices.local_to(axis_name, params)
         zeros = jax.tree.map(lambda p: jnp.zeros_like(jnp.real(p)), params)
         scores, _ = jax.lax.scan(add_square, zeros, examples)
-        scores = _tree.mean_over(axis_name, scores)
+        scores = _devices.mean_over(axis_name, scores)
         return keep_largest(scores, sparsity, pattern), _tree.is_finite(scores)
 
     def first_mask(params, key):
@@ -168,7 +168,7 @@ def dynamic_mask(
 
     def refresh(mask, key, grads, params, step, **extra_args):
         del extra_args
-        mask = _tree.automatic(rewire, mask, key, grads, params, step, like=mask)
+        mask = _devices.automatic(rewire, mask, key, grads, params, step, like=mask)
         return mask, jnp.ones([], bool)
 
     def rewire(mask, key, grads, params, step):
@@ -196,7 +196,7 @@ def dynamic_mask(
         size = sum(x.size for x in jax.tree.leaves(params))
         scores = jax.random.uniform(_random.step_key(key, jnp.int32(-1)), [size], jnp.float32)
         kept = _rank(scores) < _num_live(size, sparsity)
-        return _tree.automatic(functools.partial(_unravel, like=params), kept, like=params)
+        return _devices.automatic(functools.partial(_unravel, like=params), kept, like=params)
 
     return _sparse_mask(
         sparsity, "unstructured", refresh_every, seed, first_mask, refresh, first_due=refresh_every
@@ -215,7 +215,7 @@ def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured"
             flat = _ravel_scores(scores)
             return _unravel(_rank(flat) < _num_live(flat.size, sparsity), scores)
 
-        return _tree.automatic(keep, scores, like=scores)
+        return _devices.automatic(keep, scores, like=scores)
     if pattern == "structured":
         leaves, treedef = jax.tree.flatten(scores)
         if not leaves:
@@ -243,7 +243,7 @@ def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured"
         rest = jnp.ones((*others, length - whole), bool)
         return jnp.moveaxis(jnp.concatenate([kept, rest], -1), -1, axis)
 
-    return jax.tree.map(lambda x: _tree.automatic(keep_n_of_m, x, like=x), scores)
+    return jax.tree.map(lambda x: _devices.automatic(keep_n_of_m, x, like=x), scores)
 
 
 def density(mask: Any, params: Any) -> jax.Array:

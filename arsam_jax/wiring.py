@@ -11,7 +11,7 @@ import optax
 from jax.core import Tracer
 
 from arsam_jax import _check, _tree, microbatches
-from arsam_jax.core import SharpnessAwareState, Witness
+from arsam_jax.state import SharpnessAwareState
 
 _OTHER_LOSS = (
     "another mini-batch, dropout key or augmentation, BatchNorm in another mode, or another loss"
@@ -136,7 +136,9 @@ def _check_arrival(tx, grads, state, params, extra_args, tolerance) -> Iterator[
         arrived.clear()
         try:
             with jax.disable_jit():  # a wrapper with a lax.cond runs the link on numbers, too
-                tx.update(given, state, params, **extra_args | {"grad_fn": Witness(see)})
+                tx.update(
+                    given, state, params, **extra_args | {"grad_fn": _check.GradientObserver(see)}
+                )
         except Exception:  # any other, _try_update has met
             pass
         problems = [

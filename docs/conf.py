@@ -61,14 +61,14 @@ TYPES = {
     chex.Array: "Array",
     chex.Numeric: "Numeric",
     optax.ScalarOrSchedule: "ScalarOrSchedule",
-    arsam_jax.radius.ScalarOrSchedule: "Radius",
+    arsam_jax.radius.RadiusLike: "Radius",
     arsam_jax.sampling.ParamsMask: "ParamsMask",
 }
 autodoc_type_aliases = {
     "Array": "chex.Array",
     "Numeric": "chex.Numeric",
     "ScalarOrSchedule": "optax.ScalarOrSchedule",
-    "Radius": "arsam_jax.radius.ScalarOrSchedule",
+    "Radius": "arsam_jax.radius.RadiusLike",
     "ParamsMask": "arsam_jax.sampling.ParamsMask",
 }
 

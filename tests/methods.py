@@ -8,12 +8,33 @@ from arsam_jax import sparse
 from arsam_jax.methods import METHODS as PUBLIC
 from arsam_jax.methods import Method
 
+# What a sampled step calls ``grad_fn`` for, if not once.
+EVALUATIONS = {
+    **dict.fromkeys(("esam", "m_sam", "k_sam", "ausam"), 0),
+    **dict.fromkeys(("multi_step_sam", "sampa"), 2),
+    "gam": 3,
+}
+# What ``optax.inject_hyperparams`` has to leave alone.
+STATIC = {
+    "arsam": ("norm_mask", "reuse_dtype"),
+    "budgeted_sam": ("share", "speedup", "num_microbatches", "reuse_dtype"),
+    "looksam": ("reuse_dtype",),
+    "esam": ("gamma",),
+    "sparse_sam": ("sparsity", "mask"),
+    "m_sam": ("num_microbatches",),
+    "multi_step_sam": ("num_steps",),
+    "k_sam": ("share",),
+    "ausam": ("num_examples", "share"),
+}
+
 
 class Case(NamedTuple):
-    """A method and the arguments the suite gives it. All facts are those of the public list."""
+    """A method and the arguments the suite gives it."""
 
     method: Method
     kwargs: dict[str, Any]
+    static: tuple[str, ...] = ()
+    evaluations: int = 1
 
     @property
     def needs_examples(self) -> bool:
@@ -24,7 +45,7 @@ class Case(NamedTuple):
 
     def injected(self) -> optax.GradientTransformationExtraArgs:
         """With every number an array in the state."""
-        make = optax.inject_hyperparams(self.method.make, static_args=self.method.static)
+        make = optax.inject_hyperparams(self.method.make, static_args=self.static)
         return make(**self.kwargs)
 
 
@@ -59,32 +80,45 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "sparse_sam": {"sparsity": 0.5, "mask": fisher_mask},
 }
 METHODS = {
-    name: Case(method, {"rho": 0.1} | ARGUMENTS.get(name, {})) for name, method in PUBLIC.items()
+    name: Case(
+        method,
+        {"rho": 0.1} | ARGUMENTS.get(name, {}),
+        STATIC.get(name, ()),
+        EVALUATIONS.get(name, 1),
+    )
+    for name, method in PUBLIC.items()
 }
 # Where other arguments make another method of it.
 METHODS |= {
     "arsam_without_reuse": Case(
-        PUBLIC["arsam"]._replace(static=("reuse_steps",)),
+        PUBLIC["arsam"],
         {"rho": 0.1, "alpha": 0.5, "segment_length": 4, "reuse_steps": 0},
+        static=("reuse_steps",),
     ),
     "arsam_reuse_until_next": Case(
-        PUBLIC["arsam"], {"rho": 0.1, "alpha": 0.5, "initial_samples": 10, "reuse_steps": None}
+        PUBLIC["arsam"],
+        {"rho": 0.1, "alpha": 0.5, "initial_samples": 10, "reuse_steps": None},
+        static=STATIC["arsam"],
     ),
     "budgeted_m_sam": Case(
-        PUBLIC["budgeted_sam"]._replace(
-            evaluations=0, needs=("example_loss_fn", "batch"), is_local=True
-        ),
+        PUBLIC["budgeted_sam"]._replace(needs=("example_loss_fn", "batch"), is_local=True),
         {"rho": 0.1, "share": 0.3, "num_microbatches": 2},
+        static=STATIC["budgeted_sam"],
+        evaluations=0,
     ),
     "esam_per_tensor": Case(
-        PUBLIC["esam"]._replace(evaluations=1, is_local=False),
+        PUBLIC["esam"]._replace(is_local=False),
         {"rho": 0.1, "beta": 0.6, "gamma": 1, "per": "tensor"},
+        static=STATIC["esam"],
     ),
     "sparse_sam_structured": Case(
-        PUBLIC["sparse_sam"], {"rho": 0.1, "sparsity": 0.5, "mask": structured_mask}
+        PUBLIC["sparse_sam"],
+        {"rho": 0.1, "sparsity": 0.5, "mask": structured_mask},
+        static=STATIC["sparse_sam"],
     ),
     "sparse_sam_dynamic": Case(
         PUBLIC["sparse_sam"]._replace(needs=()),
         {"rho": 0.1, "sparsity": 0.5, "mask": dynamic_mask},
+        static=STATIC["sparse_sam"],
     ),
 }

@@ -76,57 +76,6 @@ def early(share, steps, seed):
     )
 
 
-def _reuse(init, keep, limit) -> correction.Correction:
-    """A correction that keeps a PSF and emits g + limit(PSF, g, age) between the samples."""
-
-    def fresh(state, grads, perturbed_grads):
-        psf = jax.tree.map(jnp.subtract, perturbed_grads, grads)
-        return perturbed_grads, keep(state, psf)
-
-    def stale(state, grads, age):
-        is_known = age < correction.NEVER
-        psf = limit(state, grads, age)
-        return jax.tree.map(lambda g, x: g + jnp.where(is_known, x, 0), grads, psf)
-
-    return correction.Correction(init, fresh, stale)
-
-
-def _bounded(psf, grads, bound):
-    factor = jnp.minimum(
-        1, bound * optax.tree.norm(grads) / jnp.maximum(optax.tree.norm(psf), 1e-30)
-    )
-    return jax.tree.map(lambda x: factor * x, psf)
-
-
-def averaged() -> correction.Correction:
-    """Reuses the moving average, decay 0.8, of the PSFs."""
-
-    def keep(state, psf):
-        return jax.tree.map(lambda old, new: 0.8 * old + 0.2 * new, state, psf)
-
-    return _reuse(optax.tree.zeros_like, keep, lambda psf, grads, age: _bounded(psf, grads, BOUND))
-
-
-def decaying() -> correction.Correction:
-    """κ 0.8^(age − 1), with the κ whose mean over 7 steps is that of ``budgeted_sam``."""
-    ages = range(7)
-    bound = BOUND * 7 / sum(0.8**age for age in ages)
-
-    def limit(psf, grads, age):
-        return _bounded(psf, grads, bound * 0.8 ** (age - 1).astype(jnp.float32))
-
-    return _reuse(optax.tree.zeros_like, lambda state, psf: psf, limit)
-
-
-def per_layer() -> correction.Correction:
-    """‖PSF‖ <= κ ‖g‖ for each array of parameters."""
-
-    def limit(psf, grads, age):
-        return jax.tree.map(lambda x, g: _bounded(x, g, BOUND), psf, grads)
-
-    return _reuse(optax.tree.zeros_like, lambda state, psf: psf, limit)
-
-
 def part_of_batch() -> probes.Probe:
     """g + the PSF of the first quarter of the mini-batch: half a gradient."""
 
@@ -194,9 +143,6 @@ ABLATIONS = {
     "reuse: bound 0.3 at rho/sqrt(share)": _variant(reuse=_reuse_bound(None, 0.3), exponent=-1 / 2),
     "reuse: no bound": _variant(reuse=_reuse_bound(None, None)),
     "samples: no bound": _variant(reuse=lambda: correction.reuse_psf(None, bound=BOUND)),
-    "reuse: average of samples": _variant(reuse=averaged),
-    "reuse: decaying": _variant(reuse=decaying),
-    "reuse: bound per layer": _variant(reuse=per_layer),
     "radius: rho/sqrt(share)": _variant(exponent=-1 / 2),
     "radius: rising, reuse: none": rising_without_reuse(1 / 8),
     "radius: rising, reuse: none, at 1/16": rising_without_reuse(1 / 16),

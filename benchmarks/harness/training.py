@@ -15,7 +15,7 @@ import optax
 
 import arsam_jax
 from arsam_jax import measure, microbatches
-from arsam_jax.convolutions import fast_convolutions
+from arsam_jax._convolutions import fast_convolutions
 from benchmarks.harness.workloads import Data, Setting, Term, Workload, make_data
 
 SWA_START = 0.75  # of the run

@@ -46,7 +46,7 @@ def sam_of_share(rho, share):
 
 def of_weights(make: Callable[..., Any]) -> Callable[..., Any]:
     """A method whose radius is a part of ‖w₀‖; ρ is not read."""
-    return lambda rho, share, steps, seed: make(radius.of_weights(), share)
+    return lambda rho, share, steps, seed: make(radius.proportional_to_params(), share)
 
 
 def budgeted_m_sam(rho, share):

@@ -143,18 +143,19 @@ def vsam_sampling(segment: int, warm_up: int, seed: Any) -> sampling.SamplingPol
 def vsam(rho, segment, steps, seed):
     """With its warm-up of 3 of 200 epochs, and 0.7ⁿ of the PSF on the n-th step after a sample."""
 
-    def fresh(state, grads, perturbed_grads):
-        del state
-        return perturbed_grads, optax.tree.sub(perturbed_grads, grads)
+    def init(params):
+        return correction.Kept(optax.tree.zeros_like(params))
 
-    def stale(state, grads, age):
-        part = jnp.where(age <= 6, 0.7 ** age.astype(jnp.float32), 0)
-        return jax.tree.map(lambda g, psf: g + part * psf, grads, state)
+    def fresh(grads, perturbed_grads):
+        return correction.Kept(optax.tree.sub(perturbed_grads, grads)), (1, 1)
+
+    def stale(kept, grads, age):
+        return 1, jnp.where(age <= 6, 0.7 ** age.astype(jnp.float32), 0)
 
     return arsam_jax.sharpness_aware(
         rho,
         sampling=vsam_sampling(int(segment), round(0.015 * steps), seed),
-        correction=correction.Correction(optax.tree.zeros_like, fresh, stale),
+        correction=correction.Correction(init, fresh, stale),
     )
 
 

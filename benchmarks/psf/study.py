@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from arsam_jax.convolutions import fast_convolutions
+from arsam_jax._convolutions import fast_convolutions
 from benchmarks.harness import table
 from benchmarks.harness.methods import METHODS
 from benchmarks.harness.training import example_losses, num_steps, snapshots

@@ -29,7 +29,7 @@ import tyro
 
 import arsam_jax
 from arsam_jax import sampling
-from arsam_jax.convolutions import fast_convolutions
+from arsam_jax._convolutions import fast_convolutions
 from benchmarks.harness import table
 from benchmarks.harness.networks import NETWORKS, NUM_CLASSES, Network
 

@@ -38,7 +38,7 @@ def in_parts(value_and_grad: Callable, num_parts: int) -> Callable:
             return carry, logits
 
         start = (batch_stats, jnp.zeros([]), jax.tree.map(jnp.zeros_like, params))
-        parts = (jnp.arange(num_parts), microbatches.cut(batch, num_parts))
+        parts = (jnp.arange(num_parts), microbatches.split(batch, num_parts))
         # XLA:CPU is slow at convolutions inside loops.
         unroll = jax.default_backend() == "cpu"
         (batch_stats, loss, grads), logits = jax.lax.scan(one_part, start, parts, unroll=unroll)

@@ -51,10 +51,10 @@ class Training(NamedTuple):
     schedule: optax.Schedule
     seed: int
 
-    def rho(self, factor: float = 1) -> arsam_jax.radius.ScalarOrSchedule:
+    def rho(self, factor: float = 1) -> arsam_jax.radius.RadiusLike:
         """The radius, times a factor."""
         if self.options.rho_of_weights:
-            return arsam_jax.radius.of_weights(factor * self.options.rho_of_weights)
+            return arsam_jax.radius.proportional_to_params(factor * self.options.rho_of_weights)
         return factor * self.options.rho
 
     @property

@@ -14,7 +14,7 @@ FIGURES = re.findall(r'^    "(\w+)": \w+_figure,$', (DOCS / "figures.py").read_t
 API = sorted((DOCS / "api").glob("*.md"))
 MODULES = [path for path in sorted((ROOT / "arsam_jax").glob("*.py")) if path.stem[0] != "_"]
 # Public by their names, and used by other modules of the library alone.
-INNER = {"alias.Link", "alias.Radius", "core.Witness", "parallel.local_parts"}
+INNER: set[str] = set()
 
 
 def public_names(module):

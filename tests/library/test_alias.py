@@ -279,8 +279,8 @@ def test_bad_arguments_are_refused_by_name(make, name):
 
 
 def test_every_alias_is_public_and_in_the_contract_suite():
-    functions = inspect.getmembers(arsam_jax.alias, inspect.isfunction)
-    aliases = {name for name, function in functions if function.__module__ == "arsam_jax.alias"}
+    functions = inspect.getmembers(methods, inspect.isfunction)
+    aliases = {name for name, function in functions if function.__module__ == methods.__name__}
     assert {name for name in aliases if name[0] != "_"} == set(methods.METHODS)
     for name, method in methods.METHODS.items():
         assert method.make is getattr(arsam_jax, name)

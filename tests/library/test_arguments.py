@@ -11,7 +11,7 @@ import pytest
 
 import arsam_jax
 from arsam_jax import correction, probe, sampling, selection, sharpness_aware
-from tests.methods import METHODS
+from tests.methods import METHODS, STATIC
 from tests.problem import example_loss_fn, make_batch, make_params, make_step
 
 
@@ -187,10 +187,9 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("alias", arsam_jax.methods.METHODS)
 def test_inject_hyperparams_takes_every_argument_or_says_what_is_static(alias):
-    function, *_, static = arsam_jax.methods.METHODS[alias]
+    function, static = getattr(arsam_jax, alias), set(STATIC.get(alias, ()))
     arguments = inspect.signature(function).parameters
     needed = {n: ARGUMENTS[n] for n, p in arguments.items() if p.default is p.empty}
-    static = set(static)
     for name in arguments:
         given = needed | {name: ARGUMENTS[name]}
         optax.inject_hyperparams(function, static_args=static)(**given).init(jnp.ones(2))

@@ -56,7 +56,7 @@ def test_arsam_equals_the_paper_over_300_steps(window, warmup, x64):
         if paper.c is not None and paper.psf is not None:
             np.testing.assert_allclose(state.sampling.ratio, paper.c, rtol=1e-5)
             if window != 0:
-                np.testing.assert_allclose(state.correction.psf, paper.psf, rtol=1e-12)
+                np.testing.assert_allclose(state.correction.tree, paper.psf, rtol=1e-12)
         np.testing.assert_allclose(state.sampling.ema_ratio, paper.r_hat, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(state.sampling.samples, paper.s, rtol=1e-3)
         np.testing.assert_allclose(state.sampling.probability, paper.p, rtol=1e-3)

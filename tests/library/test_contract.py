@@ -260,7 +260,7 @@ def test_executed_evaluations_of_grad_fn_are_those_of_the_sampled_steps(name):
     jax.block_until_ready(opt_state)
     jax.effects_barrier()
     sampled = int(arsam_jax.get_metrics(opt_state).num_sampled)
-    assert len(executed) == METHODS[name].method.evaluations * sampled
+    assert len(executed) == METHODS[name].evaluations * sampled
     assert 0 < sampled <= 12
 
 

@@ -319,7 +319,7 @@ def test_a_decision_that_varies_is_an_error_at_trace_time(cause):
         specs = jax.tree.map(lambda _: P(), state)
         specs = specs._replace(sampling=specs.sampling._replace(key=P("batch")))
     of_params = P("batch") if cause == "parameters" else P()
-    with pytest.raises(ValueError, match=r"varies over the mapped axis 'batch'.*Average the grad"):
+    with pytest.raises(ValueError, match=r"over the mapped axis 'batch'.*Average the gradients"):
         mapped_over(jax.devices()[:4], step, (of_params, specs, P("batch")), P("batch"))(
             jnp.ones(12 if cause == "parameters" else 3), state, jnp.ones((8, 3))
         )

@@ -124,7 +124,7 @@ def test_flax_own_state_is_told_which_one_to_take(kwargs):
     state = train_state.TrainState.create(
         apply_fn=None, params=params, tx=make_tx(arsam_jax.sam(0.1))
     )
-    with pytest.raises(ValueError, match=r"make yours from arsam_jax\.flax\.TrainState"):
+    with pytest.raises(ValueError, match=r"derive yours from arsam_jax\.flax\.TrainState"):
         state.apply_gradients(grads=params, **kwargs)
 
 

@@ -493,7 +493,7 @@ def test_reuse_in_bfloat16_is_close_to_reuse_in_float32():
 
     (ours, state), (expected, _) = run(jnp.bfloat16), run(None)
     chex.assert_trees_all_close(ours, expected, atol=0.02)
-    assert state[0].correction.psf["kernel"].dtype == jnp.bfloat16
+    assert state[0].correction.tree["kernel"].dtype == jnp.bfloat16
 
 
 # 10. Under vmap a batched decision runs both branches.

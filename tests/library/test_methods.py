@@ -52,5 +52,5 @@ def test_the_price_is_that_of_the_gradients_it_takes(name):
     """Those who take gradients of examples themselves do not ask ``grad_fn`` for them."""
     method = METHODS[name]
     if "batch" not in method.needs and method.gradients is not None:
-        assert method.gradients == method.evaluations + method.reads_grads
+        assert method.gradients == CASES[name].evaluations + method.reads_grads
     assert method.make is getattr(arsam_jax, name)

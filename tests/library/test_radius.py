@@ -128,7 +128,7 @@ def test_radius_of_the_weights_is_the_number_that_they_give(name):
     """As a schedule of this number, which a method may scale, though the weights move."""
     norm = np.float32(0.05) * optax.tree.norm(make_params())
     results = []
-    for rho in (radius.of_weights(0.05), lambda step: jnp.float32(norm)):
+    for rho in (radius.proportional_to_params(0.05), lambda step: jnp.float32(norm)):
         tx = optax.chain(METHODS[name].make(rho=rho), optax.sgd(0.1))
         step, state = jax.jit(make_step(tx)), (make_params(), tx.init(make_params()))
         for i in range(5):
@@ -141,7 +141,7 @@ def test_radius_of_the_weights_is_the_number_that_they_give(name):
 def test_radius_of_weights_that_are_not_there_is_loud():
     """Of shapes, whose state is to be restored, and of zeros."""
     for params in (jax.eval_shape(make_params), jax.tree.map(jnp.zeros_like, make_params())):
-        tx = arsam_jax.sam(radius.of_weights())
+        tx = arsam_jax.sam(radius.proportional_to_params())
         state = tx.init(params)
         updates, _ = tx.update(make_params(), state, make_params(), grad_fn=lambda params: params)
         assert all(np.isnan(x).all() for x in jax.tree.leaves(updates))
@@ -162,7 +162,7 @@ def test_sam_holds_the_ratio_it_is_told():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: radius.of_weights(-1), "fraction must be a finite number >= 0"),
+        (lambda: radius.proportional_to_params(-1), "fraction must be a finite number >= 0"),
         (lambda: radius.hold_ratio(0), "ratio must be a finite number > 0"),
         (lambda: radius.hold_ratio(0.5, initial=-1), "initial must be a finite number > 0"),
         (lambda: radius.hold_ratio(0.5, rate=0), "rate must be a finite number > 0 and <= 1"),

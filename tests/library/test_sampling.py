@@ -12,7 +12,7 @@ from tests.problem import loss_fn, make_batch, make_params
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-@pytest.mark.parametrize("huge", [1e18, np.inf, np.nan])
+@pytest.mark.parametrize("huge", [1e20, np.inf, np.nan])
 def test_one_huge_gradient_does_not_end_a_policy_that_follows_gradient_norms(huge):
     policy = sampling.gradient_norm_gate(100)
     norms = np.exp(0.3 * np.random.default_rng(0).normal(size=100)).astype(np.float32)

@@ -55,7 +55,9 @@ def test_a_decision_that_does_not_depend_on_data_keeps_its_cond(name):
     assert together == (alone - 1 if name in FOLLOWS_DATA else alone)
 
 
-@pytest.mark.parametrize("rho", [radius.of_weights(), radius.hold_ratio(0.3), lambda step: 0.1])
+@pytest.mark.parametrize(
+    "rho", [radius.proportional_to_params(), radius.hold_ratio(0.3), lambda step: 0.1]
+)
 def test_a_radius_of_its_own_for_each_member_keeps_the_cond(rho):
     run = trained(arsam_jax.budgeted_sam(rho, share=0.25))
     assert conds(jax.vmap(run), KEYS) == conds(run, KEYS[0]) == 1

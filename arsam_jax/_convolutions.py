@@ -1,7 +1,4 @@
-"""Convolutions that stay fast inside `lax.cond`, `scan` and `while_loop` on XLA:CPU.
-
-A sharpness-aware link calls this itself. Whoever scans over train steps on a CPU needs it, too.
-"""
+"""Convolutions that stay fast inside ``lax.cond``, ``scan`` and ``while_loop`` on XLA:CPU."""
 
 # pyright: reportPossiblyUnboundVariable=false
 import functools
@@ -15,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 try:  # These names have moved between versions of JAX. Without them nothing is rewritten.
     from jax.core import ShapedArray, eval_jaxpr
-    from jax.extend.backend import backends
     from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
     from jax.extend.core.primitives import conv_general_dilated_p, transpose_p
 except ImportError as error:
@@ -25,79 +21,67 @@ else:
 
 
 def fast_convolutions(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Returns `fn` with convolutions that XLA:CPU runs fast wherever `fn` is called.
+    """Returns ``fn`` with convolutions that are fast on CPU wherever ``fn`` is called.
 
-    XLA:CPU brings convolutions into the form its fast kernels need, N-spatial-C, spatial-I-O,
-    N-spatial-C, in the entry computation only (https://github.com/jax-ml/jax/issues/12868).
-    The gradient of a convolution does not have that form, and so runs 20 to 40 times slower inside
-    `lax.cond`, `lax.scan` or `lax.while_loop`. Here `fn` is traced, once a call, and each of its
-    convolutions in another form becomes transpose, convolution in that form, transpose. XLA does
-    the same at the top level, so results have the bits they have there (except for gradients of
-    grouped convolutions, which XLA regroups first).
+    XLA:CPU brings convolutions into the form that its fast kernels need (N-spatial-C, spatial-I-O,
+    N-spatial-C) only in the entry computation (https://github.com/jax-ml/jax/issues/12868). The
+    gradient of a convolution does not have that form, so it runs 20 to 40 times slower inside
+    ``lax.cond``, ``lax.scan`` or ``lax.while_loop``. This function traces ``fn`` once per call and
+    replaces each of its convolutions by transpose, convolution in that form, transpose. XLA does
+    the same at the top level, so the results have the same bits as there, except for gradients of
+    grouped convolutions, which XLA regroups first.
 
-    This reaches every jaxpr that an equation holds: `jit`, control flow, `jax.checkpoint`,
-    `shard_map`, primitives unknown here. All other equations stay as they are, and so do custom
-    derivative rules: of a call with such a rule only the primal computation is rewritten. Where
-    `fn` itself differentiates it, as `jax.grad` of a loss does, what the rule computes is, too.
+    Sharpness-aware transformations call this function themselves. Call it yourself if you scan over
+    train steps of a convolutional network on a CPU.
 
-    Other platforms run `fn` as it is: with any backend beside CPU's present, both forms are
-    staged and `lax.platform_dependent` picks one when the platform is known. A process that has
-    CPU's only stages the one form, also where it exports to another platform. Nothing is
-    rewritten if there is nothing to gain. If rewriting fails, `fn` runs as it is, with a
-    RuntimeWarning.
+    Convolutions inside ``jit``, control flow, ``jax.checkpoint``, ``shard_map`` and unknown
+    primitives are replaced, too. Custom derivative rules are left alone: for a call with such a
+    rule only the primal computation is rewritten. Nothing is traced or rewritten if
+    ``jax.default_backend()`` is not "cpu". If the rewriting fails, ``fn`` runs as it is, with a
+    ``RuntimeWarning``.
 
     Args:
-      fn: function of one pytree, for instance `params -> gradients`. It may close over tracers.
-        It is traced, so it cannot depend on the values in that pytree by Python control flow.
+      fn: a function of one pytree, for instance ``params -> gradients``. It may close over tracers.
+        It must not depend on the values in the pytree by Python control flow.
 
     Returns:
       A function of the same pytree with the same results, shapes, dtypes, effects and derivatives.
 
-    Raises:
-      Nothing of its own; what `fn` raises is passed on.
-    """
+    Example::
 
-    if MISSING is not None:
-        return _warned(fn, MISSING)
+        def train_step(carry, batch):
+            params, opt_state = carry
+            grad_fn = arsam_jax.fast_convolutions(lambda params: jax.grad(loss_fn)(params, batch))
+            updates, opt_state = tx.update(grad_fn(params), opt_state, params, grad_fn=grad_fn)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        jax.lax.scan(train_step, (params, opt_state), batches)
+    """
 
     @functools.wraps(fn)
     def fast_fn(params):
+        if jax.default_backend() != "cpu":
+            return fn(params)
         # jit's cache knows a function by identity, and fn may close over other tracers by now.
         jaxpr, shapes = jax.make_jaxpr(functools.partial(fn), return_shape=True)(params)
+        if MISSING is not None:
+            if "conv_general_dilated" in str(jaxpr):
+                _warn_once(
+                    "The gradients of convolutions inside lax.cond will be 20 to 40 times slower"
+                    " on CPU, because this version of JAX lacks what arsam_jax needs"
+                    f" ({MISSING}). Other platforms are not affected. Please report it, or use an"
+                    " older JAX."
+                )
+            return fn(params)
         try:
             canonical = _with_canonical_convolutions(jaxpr)
         except Exception as error:
             _warn_once(f"Convolutions inside lax.cond will be slow on CPU: {error!r}")
             canonical = jaxpr
-        leaves = jax.tree.leaves(params)
-        if canonical is jaxpr or set(backends()) == {"cpu"}:
-            outputs = _evaluate(canonical, *leaves)
-        else:
-            outputs = lax.platform_dependent(
-                *leaves,
-                cpu=functools.partial(_evaluate, canonical),
-                default=functools.partial(_evaluate, jaxpr),
-            )
+        outputs = _evaluate(canonical, *jax.tree.leaves(params))
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return fast_fn
-
-
-def _warned(fn, missing):
-    """``fn`` as it is, with a warning where it has convolutions that a CPU will run slowly."""
-
-    @functools.wraps(fn)
-    def slow_fn(params):
-        jaxpr = str(jax.make_jaxpr(functools.partial(fn))(params))
-        if "conv_general_dilated" in jaxpr and jax.default_backend() == "cpu":
-            _warn_once(
-                "The gradients of convolutions inside lax.cond will be 20 to 40 times slower on"
-                f" CPU, because this version of JAX lacks what arsam_jax needs ({missing}). Other"
-                " platforms are not affected. Please report it, or use an older JAX."
-            )
-        return fn(params)
-
-    return slow_fn
 
 
 def _evaluate(jaxpr: "ClosedJaxpr", *args):
