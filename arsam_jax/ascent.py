@@ -1,11 +1,12 @@
-"""Ascent directions: the transformation from a gradient to the direction of the perturbation.
+"""Ascent directions: from a gradient to the direction of the perturbation.
 
-An ascent is any ``optax.GradientTransformation``. The perturbation is ε = ρ · ascent(g). It runs
-on sampled steps only, on gradients and parameters in at least float32, and receives ``params``,
-``step`` (the true step of training) and the extra arguments of the update. Masks belong here::
+An ascent is any ``optax.GradientTransformation``. The perturbation is ε = ρ · ascent(g). It runs on
+sampled steps only, on gradients and parameters in at least float32, and receives ``params``,
+``step`` (the step of training, int32 scalar) and the extra arguments of the update. Masks that
+exclude parameters from the perturbation belong here::
 
     optax.chain(optax.masked(optax.set_to_zero(), is_bias), normalize())  # norm without biases
-    optax.chain(normalize(), optax.masked(optax.set_to_zero(), is_bias))  # norm with them
+    optax.chain(normalize(), optax.masked(optax.set_to_zero(), is_bias))  # norm with biases
 
 The masks of sparse SAM are in ``arsam_jax.sparse``.
 """
@@ -39,11 +40,11 @@ def normalize() -> optax.GradientTransformation:
 def normalize_by_weights(eta: float = 0.01) -> optax.GradientTransformation:
     r"""ASAM's direction :math:`T^2 g / \|T g\|` with :math:`T = |w| + \eta`, elementwise.
 
-    The perturbation of a weight grows with the weight, so the sharpness it measures does not
-    change when a layer is scaled up and the next one down.
+    The perturbation of a weight is proportional to its size. The measured sharpness therefore does
+    not change when one layer is scaled up and the next one down.
 
     Args:
-      eta: η >= 0, what keeps weights near zero from being left out.
+      eta: η >= 0, which lets weights near zero be perturbed, too.
 
     References:
       Kwon et al., ASAM (arXiv 2102.11600), equation 8 and algorithm 1.
@@ -64,21 +65,26 @@ def normalize_by_weights(eta: float = 0.01) -> optax.GradientTransformation:
 
 
 class SubtractEmaState(NamedTuple):
-    """State of ``subtract_ema``: whether it saw a gradient yet (bool), and their moving average."""
+    """State of ``subtract_ema``.
+
+    Attributes:
+      is_started: bool scalar, whether there has been a gradient.
+      ema: the moving average of the gradients, shaped like the parameters.
+    """
 
     is_started: jax.Array
     ema: chex.ArrayTree
 
 
 def subtract_ema(sigma: float = 1.0, decay: float = 0.9) -> optax.GradientTransformation:
-    r"""Friendly SAM's :math:`g - \sigma m`, the part of a gradient that belongs to its batch.
+    r"""Friendly SAM's :math:`g - \sigma m`, the part of a gradient that is specific to its batch.
 
-    m is the moving average of the gradients before this one, :math:`m \leftarrow \lambda m + (1 -
-    \lambda) g`, started at the first gradient, which itself is passed on whole. Keeps one buffer
-    shaped like the parameters.
+    m is the moving average of the previous gradients, :math:`m \leftarrow \lambda m + (1 - \lambda)
+    g`. It starts at the first gradient, which is passed on unchanged. Keeps one buffer shaped like
+    the parameters.
 
     Args:
-      sigma: σ >= 0; 0 passes gradients on.
+      sigma: σ >= 0; 0 passes gradients on unchanged.
       decay: λ in [0, 1).
 
     References:
@@ -110,7 +116,7 @@ class RandomMaskState(NamedTuple):
 def random_mask(
     beta: float, per: Literal["coordinate", "tensor"] = "coordinate", seed: int = 0
 ) -> optax.GradientTransformationExtraArgs:
-    r"""ESAM's stochastic weight perturbation: keeps a share β at random and divides it by β.
+    r"""ESAM's stochastic weight perturbation: keeps a random share β and divides it by β.
 
     Args:
       beta: β in (0, 1]; 1 keeps everything.

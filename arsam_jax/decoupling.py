@@ -1,4 +1,4 @@
-"""Decoupled sharpness: the base optimizer follows g, what sharpness adds goes past it."""
+"""Decoupled sharpness: the base optimizer follows g, and the sharpness term bypasses it."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,12 @@ from arsam_jax.state import get_state
 
 
 class DecoupleState(NamedTuple):
-    """State of ``decouple``: that of the link and that of the base optimizer."""
+    """State of ``decouple``.
+
+    Attributes:
+      link: state of the sharpness-aware transformation.
+      base: state of the base optimizer.
+    """
 
     link: Any
     base: Any
@@ -22,29 +27,29 @@ def decouple(
     base: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes what a sharpness-aware link adds to the gradient past the base optimizer.
+    r"""Lets what a sharpness-aware transformation adds to the gradient bypass the base optimizer.
 
-    With s the gradient that the link emits,
+    With s the gradient that the transformation returns,
 
     .. math::
         \Delta w = \mathrm{base}(g) - \eta\,(s - g),
 
-    as decoupled weight decay does with the weights: neither the momentum of the base optimizer nor
-    its second moments see the sharpness. A link cannot do that, so this is the whole optimizer and
-    not a part of a chain::
+    so neither the momentum of the base optimizer nor its second moments see the sharpness term, as
+    decoupled weight decay does with the weights. The result is a whole optimizer and not a part of
+    a chain::
 
         base = optax.sgd(schedule, momentum=0.9)
         tx = decouple(wsam(0.05), base, schedule)
         updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
 
-    It costs and keeps what the link does, and reads the gradient, also where the link would not.
-    An s that is not finite goes through the base optimizer instead, where
-    ``optax.apply_if_finite`` around that sees it.
+    It costs and keeps what the transformation does, and always reads the clean gradient. A
+    non-finite s goes through the base optimizer instead, so that ``optax.apply_if_finite`` around
+    the base optimizer sees it.
 
     Args:
-      link: of any method, such as ``wsam``.
-      base: the base optimizer, with all that comes after the link in a chain.
-      learning_rate: η >= 0, or a schedule of the steps of the link: that of ``base``.
+      link: a sharpness-aware transformation, such as ``wsam``.
+      base: the base optimizer, with everything that follows the transformation in a chain.
+      learning_rate: η >= 0, or a schedule over the steps of the transformation: that of ``base``.
 
     References:
       Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
@@ -70,14 +75,14 @@ def decouple(
         step = get_state(state.link).step
         rate: Any = learning_rate(step) if callable(learning_rate) else learning_rate
         grads = _tree.widen(updates)
-        emitted, link_state = link.update(grads, state.link, params, **extra_args)
-        pairs = zip(jax.tree.leaves(emitted), jax.tree.leaves(grads), strict=True)
+        returned, link_state = link.update(grads, state.link, params, **extra_args)
+        pairs = zip(jax.tree.leaves(returned), jax.tree.leaves(grads), strict=True)
         if all(x is y for x, y in pairs):  # ρ is 0: the base optimizer, bit for bit
             updates, base_state = base.update(updates, state.base, params, **extra_args)
             return updates, DecoupleState(link_state, base_state)
-        sharpness = _tree.subtract(emitted, grads)
+        sharpness = _tree.subtract(returned, grads)
         is_finite = jnp.isfinite(_tree.norm(sharpness))
-        to_base = _tree.cast_like(_tree.where(is_finite, grads, emitted), updates)
+        to_base = _tree.cast_like(_tree.where(is_finite, grads, returned), updates)
         updates, base_state = base.update(to_base, state.base, params, **extra_args)
         moved = _tree.add(updates, _tree.scale(-rate, sharpness))
         return _tree.where(is_finite, moved, updates), DecoupleState(link_state, base_state)

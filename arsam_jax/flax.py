@@ -1,4 +1,4 @@
-"""Glue for Flax: a Linen ``TrainState`` that forwards extra arguments, and the gradients of NNX.
+"""Flax: a Linen ``TrainState`` that forwards extra arguments, and the gradients of NNX models.
 
 Needs the extra ``arsam-jax[flax]``.
 """
@@ -37,6 +37,9 @@ _EXTRA_ARGS = {
 class TrainState(train_state.TrainState):
     """Linen's ``TrainState``, whose ``apply_gradients`` forwards extra arguments to the optimizer.
 
+    BatchNorm statistics come from the clean pass, since ``grad_fn`` drops the auxiliary output of
+    the perturbed one, and both passes share one dropout key.
+
     Example::
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -44,9 +47,6 @@ class TrainState(train_state.TrainState):
         grad_fn = lambda params: jax.grad(loss_fn, has_aux=True)(
             params, state.batch_stats, batch, dropout_key)[0]
         state = state.apply_gradients(grads=grads, grad_fn=grad_fn, batch_stats=batch_stats)
-
-    BatchNorm statistics come from the clean pass, since ``grad_fn`` drops the auxiliary output of
-    the perturbed one, and both passes share one dropout key.
     """
 
     def apply_gradients(
@@ -57,11 +57,11 @@ class TrainState(train_state.TrainState):
         Args:
           grads: gradients shaped like ``params``.
           extra_args: further extra arguments of ``tx.update``, by name.
-          **kwargs: names of fields of the state (``batch_stats=...``) replace those fields; the
+          **kwargs: names of fields of the state (``batch_stats=...``) replace those fields. The
             others are extra arguments of ``tx.update``: ``grad_fn``, ``previous_grad_fn``,
             ``value_fn``, ``example_loss_fn``, ``batch``, ``fisher_batch``, ``example_index``,
             ``microbatch_grads``, ``axis_name``, ``measure``, and optax's ``value`` and ``grad``. An
-            optimizer that takes none ignores them.
+            optimizer without extra arguments ignores them.
 
         Raises:
           TypeError: for a name that is neither.

@@ -1,4 +1,4 @@
-"""Glue for Keras 3 on its JAX backend: ``model.fit`` with a sharpness-aware gradient.
+"""Keras 3 on its JAX backend: ``model.fit`` with sharpness-aware gradients.
 
 Needs the extra ``arsam-jax[keras]`` and ``KERAS_BACKEND=jax``.
 """
@@ -45,13 +45,13 @@ _OWN_LOOP = """
         variable.assign(value)
 
 To accumulate gradients, average value_and_grad over the parts of a batch (jax.lax.map)."""
-_Model: Any = object  # what it is mixed into has the attributes of a keras.Model
+_Model: Any = object  # the class it is mixed into has the attributes of a keras.Model
 
 
 class SharpnessAware(_Model):
-    r"""A mixin for ``keras.Model``, whose ``compile`` takes a link for what ``fit`` minimises.
+    r"""A mixin for ``keras.Model``: ``compile`` takes a sharpness-aware transformation, ``link``.
 
-    Put it first; everything else of Keras stays as it is::
+    Put it first in the list of base classes. Everything else of Keras stays as it is::
 
         class Model(arsam_jax.keras.SharpnessAware, keras.Model):
             pass
@@ -60,32 +60,32 @@ class SharpnessAware(_Model):
         model.compile(
             keras.optimizers.SGD(0.1, momentum=0.9),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            link=arsam_jax.arsam(rho=0.1, alpha=0.4),
+            link=arsam_jax.arsam(rho=0.1),
         )
         model.fit(images, labels)
 
-    The link turns the gradient of each mini-batch into a sharpness-aware one, and the optimizer of
-    Keras is applied to that; clipping and weight decay of the optimizer come after the link. Both
-    passes start from the same seeds, so they draw the same dropout masks; BatchNorm statistics,
-    metrics and the printed loss come from the clean pass. Loss scales are divided out of what the
-    link sees. ``fit`` reports ``sampled_share``, %SAM / 100, with the losses.
+    The transformation turns the gradient of each mini-batch into a sharpness-aware one, and the
+    Keras optimizer is applied to that. Clipping and weight decay of the optimizer come after the
+    transformation. Both passes start from the same seeds, so they draw the same dropout masks.
+    BatchNorm statistics, metrics and the printed loss come from the clean pass. Loss scales are
+    divided out of the gradients that the transformation sees. ``fit`` reports ``sampled_share``,
+    the share of the steps so far that took a second gradient, with the losses.
 
-    The state of the link consists of variables of the optimizer. ``save_weights`` of the model has
-    them, so a model that is built, then compiled with the same link and given ``load_weights`` goes
-    on as if it had not stopped (only the seeds of dropout start anew, which Keras does not save);
-    ``keras.callbacks.BackupAndRestore`` does that by itself. Compiled before it is built, or with a
-    link or an optimizer of other state, it gets the weights alone, and Keras no more than warns:
-    "Skipping variable loading for optimizer". A file of ``model.save`` does not hold the link: a
-    model of ``keras.models.load_model`` is not compiled, and goes on once it is compiled with the
-    link and given ``load_weights`` of the same file. Copies of ``keras.models.clone_model`` have no
-    link either, and need ``compile`` before ``fit``.
+    **Saving.** The state of the transformation consists of variables of the optimizer, which
+    ``save_weights`` stores. A model that is built, then compiled with the same transformation, and
+    given ``load_weights`` continues as if it had not stopped (except for dropout seeds, which Keras
+    does not save). ``keras.callbacks.BackupAndRestore`` does this by itself. If the model is
+    compiled before it is built, or with another transformation or optimizer, only the weights are
+    loaded and Keras warns "Skipping variable loading for optimizer". A file of ``model.save`` does
+    not contain the transformation: a model from ``keras.models.load_model`` is not compiled.
+    Compile it with the transformation and call ``load_weights`` with the same file to continue.
+    Copies from ``keras.models.clone_model`` need ``compile`` before ``fit``, too.
 
-    Costs one gradient per step, and one more on each step that the link samples. ``compile``
-    refuses methods that need single examples or the previous mini-batch (``example_loss_fn``,
-    ``previous_grad_fn``), models with a ``train_step`` of their own, and optimizers with
-    ``gradient_accumulation_steps``; the error shows a training loop of your own in which they work.
-    ``train_on_batch`` returns what it returns without a link. The link is not called with
-    ``measure=True``, so all norms in ``link_state`` are 0.
+    Costs one gradient per step, and one more on each sampled step. ``compile`` refuses methods that
+    need single examples or the previous mini-batch (``example_loss_fn``, ``previous_grad_fn``),
+    models with a ``train_step`` of their own, and optimizers with ``gradient_accumulation_steps``;
+    the error shows a training loop in which they work. ``train_on_batch`` returns what it returns
+    without a transformation. ``measure=True`` is not used, so all norms in ``link_state`` are 0.
     """
 
     link: optax.GradientTransformationExtraArgs | None = None
@@ -98,19 +98,19 @@ class SharpnessAware(_Model):
         link: optax.GradientTransformation | None = None,
         **kwargs: Any,
     ):
-        """Keras' ``compile`` with a link.
+        """Keras' ``compile`` with a sharpness-aware transformation.
 
         Args:
           optimizer: of ``keras.Model.compile``, as are ``args`` and ``kwargs``.
-          *args: see there.
-          link: of ``arsam_jax``, or a chain around one, without the base optimizer. None trains as
-            Keras does.
-          **kwargs: see there.
+          *args: see ``keras.Model.compile``.
+          link: a transformation of ``arsam_jax``, or a chain around one, without the base
+            optimizer. None trains as Keras does.
+          **kwargs: see ``keras.Model.compile``.
 
         Raises:
-          TypeError, ValueError: for what is no such link, a class with a ``train_step`` of its own,
-            an optimizer that accumulates gradients or has been compiled with a link before, and
-            where Keras' backend is not JAX. The model is then as it was. What depends on
+          TypeError, ValueError: for a wrong transformation, a class with its own ``train_step``, an
+            optimizer that accumulates gradients or has been compiled with a transformation before,
+            and if Keras' backend is not JAX. The model then stays as it was. What depends on the
             parameters is checked by ``fit`` if the model is not built yet.
         """
         optimizer = keras.optimizers.get(optimizer)
@@ -127,11 +127,11 @@ class SharpnessAware(_Model):
             self._make_state()
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Keras' own; of a model with a link nothing, so a loaded one is not compiled."""
+        """Keras' own; empty with a transformation, so that a loaded model is not compiled."""
         return super().get_compile_config() if self.link is None else {}
 
     def compile_from_config(self, config: dict[str, Any]):
-        """As Keras does it where ``compile`` is its own."""
+        """What Keras does for a class that does not override ``compile``."""
         if not config:
             return
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -143,7 +143,7 @@ class SharpnessAware(_Model):
         if self.link is not None and not _places(self.optimizer):
             _check_link(self.link, self.trainable_variables)
             self._make_state()
-        # A new function each time: of an old one jit remembers the link.
+        # A new function each time, because jit caches by function, with the old transformation.
         train_step, made_before = self.train_step, self.train_function
         self.__dict__["train_step"] = lambda state, data: train_step(state, data)
         try:
@@ -172,10 +172,10 @@ class SharpnessAware(_Model):
 
     @property
     def link_state(self) -> Any:
-        """The state of the link, as ``metrics_dict`` takes it; in callbacks, at ends of epochs.
+        """The state of the transformation, for ``metrics_dict``; in callbacks, at ends of epochs.
 
         Raises:
-          ValueError: without a link, and before the model is built.
+          ValueError: without a transformation, and before the model is built.
         """
         if self.link is None:
             raise ValueError(
@@ -188,7 +188,7 @@ class SharpnessAware(_Model):
         return self._state_of([v.value for v in self.optimizer.variables])
 
     def gradients(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        """What ``check_wiring`` takes, at the variables that the model has now.
+        """Returns the arguments of ``check_wiring``, at the current variables of the model.
 
         Example::
 
@@ -214,7 +214,7 @@ class SharpnessAware(_Model):
         return grads, state[0], grad_fn
 
     def train_step(self, state: Any, data: Any) -> Any:
-        """One step of ``fit``, as Keras asks for it: the logs and the new state."""
+        """One step of ``fit``, as Keras calls it: returns the logs and the new state."""
         if self.link is None:
             return super().train_step(state, data)
         params, _, optimizer_variables, _ = state
@@ -222,7 +222,7 @@ class SharpnessAware(_Model):
         data = keras.utils.unpack_x_y_sample_weight(data)
         (scale, y_pred, loss, others, metrics), grads, grad_fn = self._value_and_grads(state, data)
         updates, link_state = self.link.update(grads, link_state, params, grad_fn=grad_fn)
-        if scale is not None:  # which the optimizer takes out again
+        if scale is not None:  # The optimizer divides by it.
             updates = [g * scale.astype(g.dtype) for g in jax.tree.leaves(updates)]
         params, optimizer_variables = self.optimizer.stateless_apply(
             optimizer_variables, updates, params
@@ -250,7 +250,7 @@ class SharpnessAware(_Model):
         return logs | {_SHARE: share}, (params, others, optimizer_variables, metrics)
 
     def _value_and_grads(self, state, data):
-        """Of the clean pass everything; and ``grad_fn``, which drops all but gradients."""
+        """Everything from the clean pass, and ``grad_fn``, which discards all but the gradients."""
         params, others, optimizer_variables, metrics = state
         x, y, sample_weight = data
         rest = [
@@ -314,7 +314,7 @@ class SharpnessAware(_Model):
 
 
 def _check_use(model_class, optimizer, link):
-    """Raises for what no parameters are needed to see."""
+    """Raises for what can be seen without parameters."""
     if not isinstance(link, optax.GradientTransformation):
         raise TypeError(
             "link must be an optax.GradientTransformation, as arsam_jax.sam(rho=0.05) returns, got"
@@ -348,9 +348,9 @@ def _check_use(model_class, optimizer, link):
 
 
 def _check_link(link, variables):
-    """Raises unless the link turns a gradient into one: it is tried on one entry of each leaf."""
+    """Raises unless the transformation returns a gradient; tries it on one entry of each leaf."""
     ones = [jax.numpy.ones((1,) * len(v.shape), v.dtype) for v in variables]
-    params = jax.tree.map(jax.numpy.zeros_like, ones)  # of which nothing decays
+    params = jax.tree.map(jax.numpy.zeros_like, ones)  # zeros, so that weight decay adds nothing
     state = link.init(params)
     try:
         get_state(state)
@@ -370,7 +370,7 @@ def _check_link(link, variables):
 
 
 def _check_arguments(link):
-    """Raises if the link needs what ``fit`` does not pass, before there are parameters."""
+    """Raises, before there are parameters, if the transformation needs what fit does not pass."""
     ones = [jax.numpy.ones(1)]
     try:
         _tried(link, ones, link.init(ones), ones)
@@ -399,7 +399,7 @@ def _tried(link, grads, state, params):
 
 
 def _places(optimizer) -> list[int]:
-    """Where among the variables of the optimizer the state of the link is."""
+    """The indices of the state of the transformation among the variables of the optimizer."""
     return [i for i, v in enumerate(optimizer.variables) if v.name.startswith(_NAME)]
 
 

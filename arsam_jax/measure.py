@@ -1,8 +1,8 @@
-"""Sharpness, curvature and landscape of a loss, for evaluation: nothing here is for a train step.
+"""Sharpness, curvature and landscape of a loss. For evaluation, not for train steps.
 
 A loss is a function ``params -> scalar`` of any pytree of real arrays, with the batch closed over.
-bfloat16 and float16 parameters are widened: the loss is called with float32 ones, since a small
-step or a second derivative is lost in rounding otherwise. All of these functions can be jitted.
+bfloat16 and float16 parameters are converted to float32 before the loss is called, because rounding
+would otherwise hide a small step or a second derivative. All of these functions can be jitted.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,9 +31,9 @@ __all__ = [
 def sharpness(loss_fn: Callable[[Any], Any], params: Any, rho: chex.Numeric) -> jax.Array:
     r"""How much the loss rises along the gradient: :math:`L(w + \rho\, g / \|g\|) - L(w)`.
 
-    To second order :math:`\rho \|g\| + \tfrac{\rho^2}{2}\, g^\top H g / \|g\|^2`, which is at most
-    :math:`\rho \|g\| + \tfrac{\rho^2}{2} \lambda_{\max}(H)`. 0 where the gradient is 0. Costs one
-    gradient and one forward pass.
+    To second order this is :math:`\rho \|g\| + \tfrac{\rho^2}{2}\, g^\top H g / \|g\|^2`, which is
+    at most :math:`\rho \|g\| + \tfrac{\rho^2}{2} \lambda_{\max}(H)`. It is 0 where the gradient is
+    0. Costs one gradient and one forward pass.
 
     Args:
       loss_fn: L, ``params -> scalar``.
@@ -44,8 +44,8 @@ def sharpness(loss_fn: Callable[[Any], Any], params: Any, rho: chex.Numeric) -> 
       A scalar, at least float32.
 
     Raises:
-      TypeError, ValueError: for a bad ``rho``, a loss that is no real scalar or params that are
-        no real floating point arrays.
+      TypeError, ValueError: for a bad ``rho``, a loss that is no real scalar, or params that are
+        not real floating point arrays.
 
     References:
       Foret et al., Sharpness-Aware Minimization (arXiv 2010.01412), equation 2.
@@ -71,26 +71,27 @@ def top_hessian_eigenvalue(
         \qquad \|v_{j+1}\| = 1.
 
     The result is the largest eigenvalue of the tridiagonal matrix of the α and β. It approaches
-    :math:`\lambda_{\max}(H)` from below, faster than power iteration, and is the largest one, not
-    the one of largest magnitude. Vectors are not reorthogonalised, which repeats eigenvalues that
-    have converged but does not move them, so three vectors shaped like the parameters are all it
-    keeps. The error in float32 is no less than about :math:`10^{-6}` of the largest magnitude among
-    the eigenvalues. Costs ``num_iterations`` Hessian-vector products of about two gradients each.
+    :math:`\lambda_{\max}(H)` from below, faster than power iteration, and is the largest
+    eigenvalue, not the one of largest magnitude. Vectors are not reorthogonalized. That repeats
+    eigenvalues that have converged but does not move them, so only three vectors shaped like the
+    parameters are kept. The error in float32 is at least about :math:`10^{-6}` of the largest
+    magnitude among the eigenvalues. Costs ``num_iterations`` Hessian-vector products of about two
+    gradients each.
 
     Args:
       loss_fn: L, ``params -> scalar``, twice differentiable: forward over reverse, so a function
         with ``jax.custom_vjp`` inside must allow forward differentiation of its rule.
       params: w, any pytree of real arrays with at least one element.
-      num_iterations: >= 1. 20 gives a separated eigenvalue to three digits or more; as many as
-        there are distinct eigenvalues give it to rounding.
+      num_iterations: >= 1. 20 iterations give a separated eigenvalue to three digits or more; as
+        many as there are distinct eigenvalues give it to rounding.
       seed: of the first vector.
 
     Returns:
-      A scalar, at least float32; NaN where the loss has no finite second derivative.
+      A scalar, at least float32; NaN if the loss has no finite second derivative.
 
     Raises:
-      TypeError, ValueError: for a bad argument, a loss that is no real scalar or params that are
-        no real floating point arrays.
+      TypeError, ValueError: for a bad argument, a loss that is no real scalar, or params that are
+        not real floating point arrays.
 
     References:
       Golub and Van Loan, Matrix Computations, chapter 10; Ghorbani et al., An Investigation into
@@ -126,7 +127,7 @@ def top_hessian_eigenvalue(
 
 
 class Spectrum(NamedTuple):
-    """What ``hessian_spectrum`` returns: for each probe, points with the weights they carry.
+    """The result of ``hessian_spectrum``: for each probe, points and their weights.
 
     Attributes:
       nodes: (num_probes, k), the eigenvalues that each probe finds, ascending.
@@ -148,24 +149,24 @@ def hessian_spectrum(
     r"""The spectral density of the Hessian of the loss, by stochastic Lanczos quadrature.
 
     Each probe starts the Lanczos iteration at :math:`v = (\pm 1, \dots, \pm 1) / \sqrt{n}` with
-    random signs. Of the tridiagonal matrix T that it makes, the eigenvalues θ are the nodes, and
-    the squares of the first components of its eigenvectors u are the weights:
+    random signs. The eigenvalues θ of the resulting tridiagonal matrix T are the nodes, and the
+    squares of the first components of its eigenvectors u are the weights:
 
     .. math::
         \sum_i \omega_i f(\theta_i) \approx v^\top f(H)\, v, \qquad
         T u_i = \theta_i u_i, \qquad \omega_i = u_{i1}^2.
 
-    That is exact for polynomials f of degree below 2k, and the mean of
-    :math:`v^\top f(H)\, v` over probes is :math:`\operatorname{tr} f(H) / n`. So n times the
-    weighted mean of the nodes is the trace of H, that of their squares the trace of H², each with
-    the error of the probes, and nodes at both ends approach the extreme eigenvalues.
+    This is exact for polynomials f of degree below 2k, and the mean of :math:`v^\top f(H)\, v` over
+    probes is :math:`\operatorname{tr} f(H) / n`. So n times the weighted mean of the nodes
+    estimates the trace of H, and that of their squares the trace of H². The nodes at both ends
+    approach the extreme eigenvalues.
 
-    Every vector is made orthogonal to all that came before, twice, so no eigenvalue appears
-    again. It keeps k vectors shaped like the parameters, of one probe at a time. Where a probe has
-    reached all it can, as with fewer distinct eigenvalues than iterations, what is left are nodes
-    inside the range of the others, without weight. Rounding sets an end, too: a bulk of eigenvalues
-    narrower than about :math:`10^{-5}` of the one of largest magnitude is not resolved in float32
-    (:math:`10^{-14}` in float64), but shows as one or a few nodes.
+    Every vector is made orthogonal to all earlier ones, twice, so that no eigenvalue is repeated.
+    The k vectors of one probe at a time are kept, each shaped like the parameters. If a probe is
+    exhausted before k iterations, because there are fewer distinct eigenvalues, the remaining nodes
+    lie inside the range of the others and have no weight. In float32 a group of eigenvalues
+    narrower than about :math:`10^{-5}` of the one of largest magnitude is not resolved
+    (:math:`10^{-14}` in float64), and appears as one or a few nodes.
 
     Costs ``num_probes * k`` Hessian-vector products of about two gradients each.
 
@@ -173,17 +174,17 @@ def hessian_spectrum(
       loss_fn: L, ``params -> scalar``, twice differentiable: see ``top_hessian_eigenvalue``.
       params: w, any pytree of real arrays, n numbers in all, n >= 1.
       num_iterations: >= 1. k is this number, or n if that is smaller.
-      num_probes: >= 1. The error of a moment falls with the root of it, and is small already where
-        n is large.
+      num_probes: >= 1. The error of a moment falls with its square root, and is already small for
+        one probe if n is large.
       seed: of the probes.
 
     Returns:
-      A ``Spectrum``, at least float32; NaN where the loss has no finite second derivative.
+      A ``Spectrum``, at least float32; NaN if the loss has no finite second derivative.
       ``spectral_density`` makes a curve of it.
 
     Raises:
-      TypeError, ValueError: for a bad argument, a loss that is no real scalar or params that are
-        no real floating point arrays.
+      TypeError, ValueError: for a bad argument, a loss that is no real scalar, or params that are
+        not real floating point arrays.
 
     References:
       Ghorbani et al., An Investigation into Neural Net Optimization via Hessian Eigenvalue Density
@@ -207,26 +208,26 @@ def hessian_spectrum(
 
 
 def spectral_density(spectrum: Spectrum, grid: chex.Array, *, width: chex.Numeric) -> jax.Array:
-    r"""The curve of a spectrum: every node a normal distribution of its weight.
+    r"""The curve of a spectrum: a normal distribution at every node, scaled by its weight.
 
     .. math::
         \phi(t) = \frac{1}{P} \sum_{p=1}^{P} \sum_i \omega_{pi}\,
         \frac{1}{\sqrt{2 \pi}\, \sigma} \exp\Big({-\frac{(t - \theta_{pi})^2}{2 \sigma^2}}\Big)
 
-    It integrates to 1. Plot it on a logarithmic axis: a network has nearly all of its weight at 0,
-    and one n-th of it at each outlier.
+    It integrates to 1. Plot it on a logarithmic axis: for a network nearly all of the weight is
+    near 0, and each outlier has one n-th of it.
 
     Args:
       spectrum: of P probes: nodes and weights of one shape, (P, k).
       grid: (m,), where to evaluate it.
-      width: σ > 0, a hundredth of the range of the nodes for a start.
+      width: σ > 0; a hundredth of the range of the nodes is a good start.
 
     Returns:
       (m,), in the dtype of the spectrum.
 
     Raises:
-      TypeError, ValueError: for a bad ``width``, a spectrum of other axes, as one of ``vmap`` has,
-        or a grid that is no vector.
+      TypeError, ValueError: for a bad ``width``, a spectrum with other axes (as from ``vmap``), or
+        a grid that is not a vector.
 
     References:
       Ghorbani et al. (arXiv 1901.10159), section 2.
@@ -242,34 +243,34 @@ def spectral_density(spectrum: Spectrum, grid: chex.Array, *, width: chex.Numeri
 
 
 def filter_normalized_direction(params: Any, *, seed: int = 0, filter_axis: int = -1) -> Any:
-    r"""A random direction in which every filter is as long as that filter of the parameters.
+    r"""A random direction in which every filter has the norm of that filter of the parameters.
 
     .. math::
         d_{ij} \leftarrow \frac{d_{ij}}{\|d_{ij}\|} \|w_{ij}\|,
         \qquad d \sim \mathcal N(0, I)
 
-    for the filter j of the leaf i. A ReLU network computes the same where one layer is scaled up
-    and the next one down; along such a direction its loss looks the same, too, so that curves of
-    two networks can be compared. Biases and the leaves of BatchNorm, all leaves of fewer than two
-    axes, stay where they are: d = 0. Costs no gradient.
+    for the filter j of the leaf i. A ReLU network computes the same function when one layer is
+    scaled up and the next one down. Along such a direction its loss does not change either, so
+    curves of two networks can be compared. Biases and BatchNorm parameters, that is all leaves with
+    fewer than two axes, stay fixed: d = 0. Costs no gradient.
 
-    The same axis has to count the filters of every leaf. It does not for embeddings, where a row is
-    a filter, and for kernels of attention as Flax has them, (features, heads, size of a head): give
-    such leaves a call of their own, with ``filter_axis=0`` the ones, as matrices the others. Nor
-    for leaves that ``scan`` has stacked, where even biases have two axes: ``vmap`` this function
-    over the layers, with a seed for each.
+    The same axis has to enumerate the filters of every leaf. This does not hold for embeddings,
+    where a row is a filter, and for attention kernels in Flax, (features, heads, head size): call
+    this function separately for such leaves, embeddings with ``filter_axis=0`` and attention
+    kernels as matrices. Nor does it hold for leaves that ``scan`` has stacked, where even biases
+    have two axes: ``vmap`` this function over the layers, with a seed for each.
 
     Args:
       params: w, any pytree of real arrays.
-      seed: of the direction. Two seeds give two directions that are nearly orthogonal.
-      filter_axis: the axis of a leaf that counts its filters. The last one, output features, as
-        the kernels of Flax and of ``x @ w`` have it; 0 for kernels as PyTorch has them.
+      seed: of the direction. Two seeds give two nearly orthogonal directions.
+      filter_axis: the axis of a leaf that enumerates its filters: the last one (output features)
+        for Flax kernels and ``x @ w``, 0 for PyTorch kernels.
 
     Returns:
       d, shaped like ``params``, at least float32.
 
     Raises:
-      TypeError, ValueError: for a bad argument, or params that are no real floating point arrays.
+      TypeError, ValueError: for a bad argument, or params that are not real floating point arrays.
 
     References:
       Li et al., Visualizing the Loss Landscape of Neural Nets (arXiv 1712.09913), section 4.
@@ -301,7 +302,7 @@ def plane_through(origin: Any, first: Any, second: Any) -> tuple[tuple[Any, Any]
         u = \frac{w_1 - w_0}{\|w_1 - w_0\|}, \qquad
         v = \frac{(w_2 - w_0) - \langle w_2 - w_0, u \rangle u}{\|\cdot\|}
 
-    so coordinates are distances in the space of the parameters. Costs no gradient.
+    Coordinates are therefore distances in the space of the parameters. Costs no gradient.
 
     Args:
       origin: w₀, any pytree of real arrays.
@@ -312,8 +313,8 @@ def plane_through(origin: Any, first: Any, second: Any) -> tuple[tuple[Any, Any]
       The directions ``(u, v)``, at least float32, and the coordinates of the three, (3, 2).
 
     Raises:
-      TypeError, ValueError: for params that are no real floating point arrays, of other shapes, or
-        on one line (unless traced: there v is 0). What is not finite shows as NaN.
+      TypeError, ValueError: for params that are not real floating point arrays, of different
+        shapes, or on one line (unless traced: then v is 0). Non-finite parameters give NaN.
 
     References:
       Garipov et al., Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs (arXiv
@@ -349,30 +350,30 @@ def loss_landscape(
     *,
     batch_size: int | None = None,
 ) -> jax.Array:
-    r"""The loss on a grid around the parameters: a curve, a surface, or one of more dimensions.
+    r"""The loss on a grid around the parameters: a curve, a surface, or more dimensions.
 
     .. math::
         L\big(w + a_i\, d_1 + b_j\, d_2\big)
 
-    for directions from ``filter_normalized_direction``, ``plane_through`` or a gradient. Costs a
-    forward pass for each point, one point after another.
+    for directions from ``filter_normalized_direction``, ``plane_through`` or a gradient. Costs one
+    forward pass per point, one point after another.
 
-    With BatchNorm decide what ``loss_fn`` closes over: running averages belong to the parameters at
-    the origin, so elsewhere use the statistics of the batch.
+    With BatchNorm decide which statistics ``loss_fn`` closes over: running averages belong to the
+    parameters at the origin, so use batch statistics elsewhere.
 
     Args:
       loss_fn: L, ``params -> scalar``.
       params: w, any pytree of real arrays.
       directions: a tuple or list of trees shaped like ``params``.
-      coordinates: as many vectors, of the steps to take along each: a, b.
-      batch_size: how many points to evaluate at once, each with parameters of its own.
+      coordinates: one vector per direction, of the steps to take along it: a, b.
+      batch_size: how many points to evaluate at once, each with its own copy of the parameters.
 
     Returns:
       The losses, ``(len(a),)`` or ``(len(a), len(b))``, at least float32.
 
     Raises:
-      TypeError, ValueError: for a bad argument, a loss that is no real scalar or params that are
-        no real floating point arrays.
+      TypeError, ValueError: for a bad argument, a loss that is no real scalar, or params that are
+        not real floating point arrays.
 
     References:
       Li et al., Visualizing the Loss Landscape of Neural Nets (arXiv 1712.09913).
@@ -410,7 +411,7 @@ def _hessian_product(loss_fn, params):
 
 
 def _lanczos(product, first, num_iterations):
-    """α and β, (k,), of the iteration that keeps all vectors and each orthogonal to all others."""
+    """α and β, (k,), of the iteration with full reorthogonalization."""
 
     def without(basis, vector):
         parts = jax.vmap(_tree.dot, (0, None))(basis, vector)
@@ -441,32 +442,32 @@ def _lanczos(product, first, num_iterations):
 
 
 def _nonzero(length, largest):
-    """0 for what is rounding beside the largest, NaN where that is not finite."""
+    """0 for a length that is rounding beside the largest, NaN if the largest is not finite."""
     length = jnp.where(length <= 32 * jnp.finfo(length.dtype).eps * largest, 0, length)
     return jnp.where(jnp.isfinite(largest), length, jnp.nan)
 
 
 def _norm(tree):
-    """Euclidean norm over all leaves, of which no square underflows or overflows."""
+    """Euclidean norm over all leaves, scaled so that squares neither underflow nor overflow."""
     leaves = [x.astype(_widest(tree)) for x in jax.tree.leaves(tree)]
     peak = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]))
     return peak * _tree.norm([_tree.safe_divide(x, peak) for x in leaves])
 
 
 def _lengths(x, axes):
-    """Euclidean norm over these axes, kept, of which no square underflows or overflows."""
+    """Euclidean norm over these axes, kept; squares neither underflow nor overflow."""
     peak = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
     squares = jnp.square(_tree.safe_divide(x, peak))
     return peak * jnp.sqrt(jnp.sum(squares, axes, keepdims=True))
 
 
 def _filled(alpha, is_alive):
-    """All has been reached where β = 0: α_1, inside the spectrum, fills what is left."""
+    """After β = 0 the iteration is exhausted: α_1, inside the spectrum, fills the rest."""
     return jnp.where(jnp.cumprod(is_alive.astype(jnp.int32)) > 0, alpha, alpha[0])
 
 
 def _tridiagonal(alpha, beta):
-    """The matrix, divided by its largest entry, and that entry: no solver need be scaled."""
+    """The matrix, divided by its largest entry, and that entry, for solvers that do not scale."""
     matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
     scale = jnp.max(jnp.abs(matrix))
     return _tree.safe_divide(matrix, scale), scale
@@ -482,7 +483,7 @@ def _random_unit(params, seed):
 
 
 def _random_signs(params, key):
-    """±1 everywhere, divided by the root of their number."""
+    """±1 everywhere, divided by the square root of their number."""
     length = _num_params(params) ** 0.5
     return jax.tree.map(
         lambda x, key: jax.random.rademacher(key, x.shape, x.dtype) / length,
@@ -505,7 +506,7 @@ def _num_params(params):
 
 
 def _widest(tree):
-    """The dtype of most bits."""
+    """The dtype with the most bits."""
     return max((x.dtype for x in jax.tree.leaves(tree)), key=lambda kind: jnp.finfo(kind).bits)
 
 
@@ -525,7 +526,7 @@ def _check_spectrum(spectrum):
 
 
 def _check_vectors(name, values, dtype):
-    """Each as an array of this dtype."""
+    """Each value as an array of this dtype."""
     values = [_check_numbers(name, value) for value in values]
     for value in values:
         if jnp.ndim(value) != 1:
@@ -536,7 +537,7 @@ def _check_vectors(name, values, dtype):
 
 
 def _check_numbers(name, value):
-    """As an array, also if a list."""
+    """The value as an array; it may be a list."""
     try:
         array = value if hasattr(value, "dtype") else jnp.asarray(value)
     except (TypeError, ValueError):  # strings, or lists of different lengths

@@ -1,10 +1,14 @@
-"""The named methods: each is a line over radius, probe, sampling and correction.
+"""The named methods: each is a few lines over radius, probe, sampling and correction.
 
-Every one is the first link of a chain, before the base optimizer, and needs ``grad_fn`` in
-``update``; see ``sharpness_aware``. g is the gradient of the mini-batch, g_A the perturbed one.
-``rho`` is the radius ρ >= 0 of the perturbation, a schedule ``step -> ρ``, or a policy of
-``arsam_jax.radius``. Costs are in gradients a step; "keeps" counts buffers shaped like the
-parameters. SAF and MESA are terms of the loss, in ``arsam_jax.trajectory``.
+Put a method first in an ``optax.chain``, in front of the base optimizer, and pass ``grad_fn`` to
+``update``; see ``sharpness_aware``, which also lists the other extra arguments.
+
+In the formulas g is the gradient of the mini-batch at the parameters w, and g_A the perturbed
+gradient. *Costs* counts gradients per step, averaged over a run. *Keeps* counts buffers of the size
+of the parameters. ``rho`` is the radius ρ >= 0 of the perturbation: a number, a schedule ``step ->
+ρ``, or a policy of ``arsam_jax.radius``.
+
+SAF and MESA are terms of the loss and live in ``arsam_jax.trajectory``.
 """
 
 import numbers
@@ -28,7 +32,11 @@ def sam(rho: RadiusLike) -> _Transform:
     Costs 2, keeps nothing.
 
     Args:
-      rho: the radius; 0.05 in the paper, up to 0.4 in use.
+      rho: the radius; 0.05 in the paper, up to 0.4 in practice.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.sam(0.1), optax.sgd(0.1, momentum=0.9))
 
     References:
       Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization
@@ -38,13 +46,17 @@ def sam(rho: RadiusLike) -> _Transform:
 
 
 def sam_every_k(rho: RadiusLike, k: int) -> _Transform:
-    """SAM-k: SAM on steps 0, k, 2k, ..., g on the others.
+    """SAM-k: SAM on the steps 0, k, 2k, ..., and g on all others.
 
     Costs 1 + 1/k, keeps nothing. k = 1 is SAM.
 
     Args:
-      rho: the radius. A larger one than SAM's makes up for part of what the skipped steps lose.
+      rho: the radius. A radius larger than SAM's makes up for part of what the skipped steps lose.
       k: >= 1; the papers use 5.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.sam_every_k(0.1, k=5), optax.sgd(0.1, momentum=0.9))
 
     References:
       "SAM-5" of Liu et al. (arXiv 2203.02714).
@@ -55,18 +67,22 @@ def sam_every_k(rho: RadiusLike, k: int) -> _Transform:
 def looksam(
     rho: RadiusLike, k: int = 5, alpha: float = 0.7, *, reuse_dtype: Any = None
 ) -> _Transform:
-    r"""LookSAM: SAM every k steps, its part orthogonal to g reused in between.
+    r"""LookSAM: SAM on every k-th step, and its part orthogonal to g reused on the steps between.
 
-    A sampled step emits g_A and keeps :math:`g_v = g_A - (\langle g, g_A\rangle / \|g\|^2)\, g`;
-    the others emit :math:`g + \alpha\, (\|g\| / \|g_v\|)\, g_v`, all norms over the whole tree.
-    Costs 1 + 1/k, keeps 1. k = 1 is SAM.
+    A sampled step returns g_A and keeps :math:`g_v = g_A - (\langle g, g_A\rangle / \|g\|^2)\, g`.
+    The other steps return :math:`g + \alpha\, (\|g\| / \|g_v\|)\, g_v`. All norms are over the
+    whole tree. Costs 1 + 1/k, keeps 1. k = 1 is SAM.
 
     Args:
       rho: the radius.
       k: >= 1; 5 in the paper.
-      alpha: α >= 0; 0.7 in the paper. It collapsed on six of nine small trainings; a search for
-        each took 0.1 to 0.7 (docs/studies/peers.md).
-      reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
+      alpha: α >= 0; 0.7 in the paper. In our experiments 0.7 failed to train on six of nine small
+        tasks; a search on each task chose 0.1 to 0.7.
+      reuse_dtype: dtype of the buffer, 16 bits or more; None keeps the dtype of each parameter.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.looksam(0.1, k=5, alpha=0.3), optax.sgd(0.1, momentum=0.9))
 
     References:
       Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization (arXiv 2203.02714).
@@ -86,17 +102,21 @@ def ae_sam(
     lambda_1: float = -1,
     lambda_2: float = 1,
 ) -> _Transform:
-    r"""AE-SAM: SAM where the gradient is large, :math:`\|g\|^2 \ge \mu + c_t \sigma`, else g.
+    r"""AE-SAM: SAM on steps with a large gradient, :math:`\|g\|^2 \ge \mu + c_t \sigma`, else g.
 
-    Costs 1 + the share of such steps, about a half; keeps nothing. See
+    Costs 1 + the share of such steps, which is about one half; keeps nothing. See
     ``sampling.gradient_norm_gate``.
 
     Args:
       rho: the radius.
-      total_steps: of the run; c_t goes from ``lambda_2`` to ``lambda_1`` over them.
+      total_steps: the length of the run, over which c_t goes from ``lambda_2`` to ``lambda_1``.
       decay: δ in [0, 1), of the moving mean μ and variance σ² of ‖g‖²; 0.9 in the paper.
-      lambda_1: −1 in the paper.
-      lambda_2: 1 in the paper.
+      lambda_1: c at the end; −1 in the paper.
+      lambda_2: c at the start; 1 in the paper.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.ae_sam(0.1, total_steps=10_000), optax.sgd(0.1, momentum=0.9))
 
     References:
       Jiang et al., An Adaptive Policy to Employ Sharpness-Aware Minimization (arXiv 2304.14647).
@@ -123,17 +143,19 @@ def arsam(
 ) -> _Transform:
     r"""ARSAM: SAM's second gradient on adaptively chosen steps, its PSF reused in between.
 
-    With PSF = g_A − g of the last sampled step, a step emits
+    The PSF (projection of the second-order gradient on the first-order gradient) is g_A − g. With
+    the PSF of the last sampled step, a step returns
 
     .. math::
         \begin{cases}
           g_A & \text{if sampled: in the warm-up, or with probability } p, \\
           g + \mathrm{PSF} & \text{in the reuse window after a sample,} \\
-          g & \text{otherwise,}
+          g & \text{otherwise.}
         \end{cases}
 
-    and p follows the ratio ‖PSF‖ / ‖g‖ (``sampling.autoregressive``). Costs 1 + %SAM, that is
-    2 / (1 + %SAM) times the speed of SAM; keeps 1.
+    The probability p follows the ratio ‖PSF‖ / ‖g‖, see ``sampling.autoregressive``. Costs 1 + the
+    share of sampled steps (the paper's %SAM / 100), which makes a step 2 / (1 + share) times as
+    fast as SAM's in gradients. Keeps 1.
 
     Args:
       rho: the radius.
@@ -141,19 +163,23 @@ def arsam(
         samples more steps. The paper recommends 0.1 to 1 (0.2 for CIFAR-10, 0.4 for CIFAR-100, 0.8
         for Tiny-ImageNet).
       ema_decay: β in [0, 1), of the moving average of the ratio's relative change.
-      segment_length: M, the steps between two changes of p. 50 in the paper; p moves only once a
-        segment, so short runs need shorter ones.
+      segment_length: M, the number of steps between two changes of p. The paper uses 50. Since p
+        changes only once per segment, short runs need shorter segments, for example 8.
       initial_samples: expected samples in the first segment, in [min_samples, M].
-      min_samples: least expected samples in a segment, in [0, M].
-      warmup_steps: the steps at the start that are all sampled.
-      reuse_steps: the steps after a sample that reuse its PSF. 2 is the paper's ARSAM, 0 its
-        ablation ARSAM-A without a buffer, a Python number (with optax.inject_hyperparams name it in
-        static_args); None reuses until the next sample.
-      reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
-      norm_mask: tree of bools, or a function that makes it from the parameters: the leaves over
+      min_samples: the smallest expected number of samples in a segment, in [0, M].
+      warmup_steps: how many steps at the start are all sampled.
+      reuse_steps: how many steps after a sample reuse its PSF. 2 is the paper's ARSAM, 0 its
+        ablation ARSAM-A, which keeps no buffer (a Python number; with optax.inject_hyperparams name
+        it in static_args). None reuses until the next sample.
+      reuse_dtype: dtype of the buffer, 16 bits or more; None keeps the dtype of each parameter.
+      norm_mask: a tree of bools, or a function that makes it from the parameters: the leaves over
         which the ratio is measured. With optax.inject_hyperparams name it in static_args.
-      seed: of the draws. Two transformations with equal seeds sample the same steps: give each
-        player of a GAN its own.
+      seed: of the draws. Two transformations with equal seeds sample the same steps, so give each
+        player of a GAN its own seed.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.arsam(rho=0.1), optax.sgd(0.1, momentum=0.9))
 
     References:
       Deng and Pang, Adaptively Sampling-Reusing-Mixing Decomposed Gradients to Speed Up Sharpness
@@ -185,39 +211,50 @@ def budgeted_sam(
     num_microbatches: int | None = None,
     reuse_dtype: Any = None,
 ) -> _Transform:
-    r"""SAM at a price one can set: few samples, evenly spaced, further out, bounded reuse.
+    r"""SAM at a cost that you set: a fixed share of sampled steps, a wider radius, bounded reuse.
 
-    Of all steps a share is sampled, evenly spaced, at the radius :math:`\rho\, share^{-2/3}`: keep
-    the ρ tuned for SAM and choose the price. Given ``total_steps``, the radius is
-    :math:`\rho\, (1 + (1 / share - 1)\, t / T)` instead, which rises from ρ to ρ / share while the
-    learning rate falls. A PSF is scaled down to ‖PSF‖ <= ‖g‖ / √share where it is sampled, so that
-    a ρ that is too large for this cannot throw the weights far off. The steps between emit g + PSF
-    of the last sample, scaled down to ‖PSF‖ <= κ ‖g‖. Costs 1 + share, keeps 1. share = 1 is SAM.
-    Its figures: docs/frontier.md and docs/studies/development.md.
+    This is the project's own method. It has no paper; *How budgeted_sam was designed* in the
+    documentation explains it. Use it with the ρ that suits SAM and choose the share.
+
+    * A fixed share of the steps is sampled, evenly spaced.
+    * They use the radius :math:`\rho\, share^{-2/3}`, which makes up for the steps between. With
+      ``total_steps`` the radius rises from ρ to ρ / share over the run instead, as
+      :math:`\rho\, (1 + (1 / share - 1)\, t / T)`.
+    * A PSF is scaled down to ‖PSF‖ <= ‖g‖ / √share when it is sampled, so that a ρ that is too
+      large cannot throw the weights far off.
+    * The steps between return g + PSF with the PSF of the last sample, scaled down to ‖PSF‖ <= κ
+      ‖g‖.
+
+    Costs 1 + share, keeps 1. share = 1 is SAM.
 
     Args:
-      rho: the radius that suits SAM. One of a policy that follows the samples is taken as it is.
-      share: of sampled steps, in (0, 1], a Python float; 0.125 if neither it nor ``speedup`` is
-        given.
-      speedup: in place of ``share``: 2 / (1 + share), in [1, 2).
-      total_steps: T >= 1, of the run, where its learning rate falls to nearly 0 along it, as a
-        cosine does; None for any other.
+      rho: the radius that suits SAM. The value of a radius policy that follows the samples
+        (``radius.hold_ratio``) is used as it is.
+      share: the share of sampled steps, in (0, 1], a Python float; 0.25 if neither it nor
+        ``speedup`` is given.
+      speedup: instead of ``share``, the speed-up over SAM in gradients, 2 / (1 + share), in [1, 2).
+      total_steps: T >= 1, the length of the run. Give it only if the learning rate falls to nearly
+        0 over the run, as a cosine schedule does.
       bound: κ > 0; min(0.1, 0.8 share) if None.
-      num_microbatches: K takes the samples as ``m_sam`` does, which needs ``example_loss_fn`` and
-        ``batch``: 1 + 2 share, or with ``microbatch_grads`` 1 + share and K gradients at once in
-        memory. None as SAM.
-      reuse_dtype: of the buffer, 16 bits or more; None keeps that of the parameters.
+      num_microbatches: K takes the sampled gradients as ``m_sam`` does, which needs
+        ``example_loss_fn`` and ``batch``. A step then costs 1 + 2 share, or with
+        ``microbatch_grads`` 1 + share, and K gradients are in memory at once. None samples as SAM.
+      reuse_dtype: dtype of the buffer, 16 bits or more; None keeps the dtype of each parameter.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.budgeted_sam(0.1, share=1/4), optax.sgd(0.1, momentum=0.9))
     """
     follows = isinstance(rho, RadiusPolicy) and rho.record is not None
     if not isinstance(rho, RadiusPolicy):
-        _check.check_scalar_or_schedule("rho", rho, low=0)  # before the factor
+        _check.check_scalar_or_schedule("rho", rho, low=0)  # as it was given, not as it is scaled
     if speedup is not None:
         _check.check_static("speedup", speedup)
         _check.check_number("speedup", speedup, low=1, below=2)
         if share is not None:
             raise ValueError(f"Give either share or speedup, got {share!r} and {speedup!r}.")
         share = 2 / speedup - 1
-    share = 0.125 if share is None else share
+    share = 0.25 if share is None else share
     _check.check_static("share", share)
     _check.check_number("share", share, above=0, high=1)
     bound = min(0.1, 0.8 * share) if bound is None else bound
@@ -250,13 +287,13 @@ def budgeted_sam(
 
 
 def _scaled(rho: RadiusLike, factor: float | Callable[[Any], Any]) -> RadiusLike:
-    """ρ times a factor, or a schedule of it."""
+    """ρ times a factor, which may depend on the step."""
 
     def times(base: Any, step: Any) -> Any:
         return jnp.float32(base) * factor(step) if callable(factor) else base * factor
 
     if isinstance(rho, numbers.Real) and rho == 0:
-        return 0.0  # still the number 0, for which every method returns the gradient
+        return 0.0  # The number 0 stays one, for which the gradients are returned untouched.
     if isinstance(rho, RadiusPolicy):
         return rho._replace(value=lambda state, step: times(rho.value(state, step), step))
     if callable(rho):
@@ -272,12 +309,12 @@ def esam(
     per: Literal["coordinate", "tensor"] = "coordinate",
     seed: int = 0,
 ) -> _Transform:
-    r"""ESAM: a random share β of the perturbation, g_A from the share γ of the examples it hurts.
+    r"""ESAM: perturbs a random part of the parameters, and takes g_A on the examples that it hurts.
 
-    ε = ρ m g / (β ‖g‖) with a Bernoulli(β) mask m (stochastic weight perturbation), and g_A over
-    the γB examples whose loss rises most from w to w + ε (sharpness-sensitive data selection).
-    Needs ``example_loss_fn`` and ``batch``. Costs 1 + γ and two forward passes, keeps nothing.
-    β = γ = 1 is SAM.
+    The perturbation is ε = ρ m g / (β ‖g‖) with a Bernoulli(β) mask m (stochastic weight
+    perturbation). g_A is taken over the γB examples whose loss rises most from w to w + ε
+    (sharpness-sensitive data selection). Needs ``example_loss_fn`` and ``batch``. Costs 1 + γ and
+    two forward passes, keeps nothing. β = γ = 1 is SAM.
 
     Args:
       rho: the radius.
@@ -285,6 +322,10 @@ def esam(
       gamma: γ in (0, 1], a Python float; 0.5 in the paper.
       per: draw m per coordinate as in the paper, or per tensor as in its code.
       seed: of the masks.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.esam(0.1), optax.sgd(0.1, momentum=0.9))
 
     References:
       Du et al., Efficient Sharpness-aware Minimization (arXiv 2110.03141).
@@ -294,14 +335,18 @@ def esam(
 
 
 def gradient_norm_penalty(rho: RadiusLike, strength: float) -> _Transform:
-    r"""Gradient-norm penalty: emits :math:`(1 - a)\, g + a\, \nabla L(w + \rho\, g / \|g\|)`.
+    r"""Gradient-norm penalty: returns :math:`(1 - a)\, g + a\, \nabla L(w + \rho\, g / \|g\|)`.
 
-    To first order in ρ the gradient of L + λ ‖∇L‖ with λ = a ρ. Costs 2, keeps nothing. a = 1 is
-    SAM, a = 0 the base optimizer.
+    To first order in ρ this is the gradient of L + λ ‖∇L‖ with λ = a ρ. Costs 2, keeps nothing.
+    a = 1 is SAM, a = 0 the base optimizer.
 
     Args:
       rho: the radius, r in the paper; 0.05 to 0.1 there.
       strength: a = λ / ρ >= 0; 0.6 to 0.8 in the paper.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.gradient_norm_penalty(0.1, strength=0.7), optax.sgd(0.1))
 
     References:
       Zhao et al., Penalizing Gradient Norm for Efficiently Improving Generalization
@@ -311,16 +356,17 @@ def gradient_norm_penalty(rho: RadiusLike, strength: float) -> _Transform:
 
 
 def wsam(rho: RadiusLike, gamma: float = 0.9) -> _Transform:
-    r"""WSAM: weighs the sharpness, :math:`g + \alpha\,(g_A - g)` with :math:`\alpha = \gamma /
+    r"""WSAM: weights the sharpness, :math:`g + \alpha\,(g_A - g)` with :math:`\alpha = \gamma /
     (1 - \gamma)`.
 
-    γ > 1/2 weighs it more than SAM does, the default nine times. This link is the coupled form. The
-    authors' default takes α (g_A − g) past the base optimizer, whose momentum μ multiplies it by
-    1 / (1 − μ) otherwise::
+    γ > 1/2 weights the sharpness more than SAM does; the default weights it nine times as much.
+    This transformation is the coupled form. The authors' default is the decoupled form, in which α
+    (g_A − g) does not pass through the base optimizer, whose momentum μ would multiply it by 1 / (1
+    − μ)::
 
         tx = decouple(wsam(rho), optax.sgd(schedule, momentum=0.9), schedule)
 
-    Costs 2, keeps nothing. γ = 0 is the base optimizer, γ = 1/2 here SAM.
+    Costs 2, keeps nothing. γ = 0 is the base optimizer, γ = 1/2 here is SAM.
 
     Args:
       rho: the radius; 0.05 in the authors' code.
@@ -337,11 +383,16 @@ def wsam(rho: RadiusLike, gamma: float = 0.9) -> _Transform:
 def asam(rho: RadiusLike, *, eta: float = 0.01) -> _Transform:
     r"""ASAM: SAM with :math:`\varepsilon = \rho\, T^2 g / \|T g\|`, :math:`T = |w| + \eta`.
 
-    Costs 2, keeps nothing.
+    The perturbation of a weight is proportional to its size, so the method does not depend on how
+    weights are scaled between layers. Costs 2, keeps nothing.
 
     Args:
-      rho: the radius in units of the weights: about ten times SAM's, 0.5 to 2.
+      rho: the radius, relative to the weights: about ten times SAM's, 0.5 to 2.
       eta: η >= 0; 0.01 in the paper.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.asam(1.0), optax.sgd(0.1, momentum=0.9))
 
     References:
       Kwon et al., ASAM (arXiv 2102.11600).
@@ -350,13 +401,17 @@ def asam(rho: RadiusLike, *, eta: float = 0.01) -> _Transform:
 
 
 def gsam(rho: RadiusLike, alpha: float) -> _Transform:
-    r"""GSAM: emits :math:`g_A - \alpha\, g_\perp`, g_⊥ the part of g orthogonal to g_A.
+    r"""GSAM: returns :math:`g_A - \alpha\, g_\perp`, with g_⊥ the part of g orthogonal to g_A.
 
     Costs 2, keeps nothing. α = 0 is SAM.
 
     Args:
-      rho: the radius; the paper lets it follow the learning rate: give a schedule.
+      rho: the radius. In the paper it follows the learning rate; pass a schedule for that.
       alpha: α >= 0; 0.1 to 0.4 in the paper.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.gsam(0.1, alpha=0.2), optax.sgd(0.1, momentum=0.9))
 
     References:
       Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training
@@ -374,6 +429,10 @@ def multi_step_sam(rho: RadiusLike, num_steps: int) -> _Transform:
       rho: the radius that the n steps share.
       num_steps: n >= 1, a Python integer.
 
+    Example::
+
+        tx = optax.chain(arsam_jax.multi_step_sam(0.1, num_steps=2), optax.sgd(0.1, momentum=0.9))
+
     References:
       Foret et al. (arXiv 2010.01412), appendix on inner steps.
     """
@@ -388,20 +447,23 @@ def gam(
     beta: float = 0.5,
     gamma: float = 0.03,
 ) -> _Transform:
-    r"""GAM: first-order flatness, descends :math:`\max_{\|\varepsilon\| \le \rho} \|\nabla L(w +
-    \varepsilon)\|` along with L.
+    r"""GAM: minimizes :math:`\max_{\|\varepsilon\| \le \rho} \|\nabla L(w + \varepsilon)\|` with L.
 
-    The accelerated form, in which gradients a short way ρ' ahead stand for Hessian-vector products
-    (``probe.gradient_norm_aware``). The defaults are the authors' for CIFAR-100. Costs 4, keeps
-    nothing. α = 1 and γ = 0 is SAM with the radius ρ'.
+    This is first-order flatness, in the accelerated form of the paper: gradients at a short
+    distance ρ' replace Hessian-vector products (``probe.gradient_norm_aware``). The defaults are
+    the authors' for CIFAR-100. Costs 4, keeps nothing. α = 1 and γ = 0 is SAM with the radius ρ'.
 
     Args:
       rho: the radius of the ball; 0.2 in the authors' code, ``grad_norm_rho`` there.
       grad_rho: ρ' >= 0, or a schedule; 0.02 to 0.04 in the authors' code, a fifth to a tenth of ρ.
-      alpha: α in [0, 1], of the gradients ahead the share at w; 0.1 for CIFAR-10, 0.5 to 0.6 for
-        CIFAR-100 in the authors' code.
-      beta: β in [0, 1], the same of those behind; 0.1, and 0.3 to 0.5.
-      gamma: γ >= 0, of what is orthogonal; 0.03 to 0.05.
+      alpha: α in [0, 1], the weight at w among the gradients ahead; in the authors' code 0.1 for
+        CIFAR-10 and 0.5 to 0.6 for CIFAR-100.
+      beta: β in [0, 1], the weight at w among the gradients behind; 0.1, and 0.3 to 0.5.
+      gamma: γ >= 0, the weight of the orthogonal part; 0.03 to 0.05.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.gam(0.2), optax.sgd(0.1, momentum=0.9))
 
     References:
       Zhang et al., Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves
@@ -414,14 +476,18 @@ def gam(
 def momentum_sam(rho: RadiusLike, *, decay: float = 0.9) -> _Transform:
     r"""Momentum-SAM: :math:`g_A = \nabla L(w - \rho\, v / \|v\|)`, v the momentum of the g_A.
 
-    Costs 1 inside jit, where XLA drops the backward pass at w that the caller computes and nothing
-    reads (the forward pass stays if the loss there is used); keeps 1.
+    Costs 1 inside jit: nothing reads the gradient at w, so XLA drops its backward pass (its forward
+    pass stays if the loss is used). Keeps 1.
 
     Args:
-      rho: the radius, several times SAM's: the authors run 3 where SAM has 0.2. On digits 5 times
-        SAM's did as well as SAM, SAM's own as SGD, and 15 times learned nothing; elsewhere a search
-        took 2 to 8 times (docs/studies/peers.md).
+      rho: the radius, several times SAM's. The authors use 15 times SAM's ρ (3 instead of 0.2). In
+        our digits experiment 5 times SAM's ρ was as good as SAM, and 15 times failed to train; on
+        other tasks a search chose 2 to 8 times.
       decay: μ in [0, 1), usually that of the base optimizer.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.momentum_sam(0.5), optax.sgd(0.1, momentum=0.9))
 
     References:
       Becker et al., Momentum-SAM (arXiv 2401.12033).
@@ -432,19 +498,22 @@ def momentum_sam(rho: RadiusLike, *, decay: float = 0.9) -> _Transform:
 def sampa(
     rho: RadiusLike, learning_rate: optax.ScalarOrSchedule, *, interpolation: float = 0.2
 ) -> _Transform:
-    r"""SAMPa: SAM whose two gradients do not wait for each other.
+    r"""SAMPa: SAM whose two gradients can be computed in parallel.
 
-    :math:`g_A = (1 - \lambda) \nabla L_{t-1}(w + \rho\, d / \|d\|) + \lambda d'` with d the
-    gradient kept from the step before, of the mini-batch of that step, and :math:`d' = \nabla
-    L_t(w - \eta\, d)` kept for the next (``probe.auxiliary_sequence``). Needs
-    ``previous_grad_fn``, the ``grad_fn`` of the mini-batch of the step before. Costs 2 inside jit,
-    where XLA drops the backward pass at w that the caller computes and nothing reads; what SAM
-    takes one after another may run side by side. It keeps 1.
+    :math:`g_A = (1 - \lambda) \nabla L_{t-1}(w + \rho\, d / \|d\|) + \lambda d'`, where d is the
+    gradient kept from the previous step and its mini-batch, and :math:`d' = \nabla L_t(w - \eta\,
+    d)` is kept for the next step (``probe.auxiliary_sequence``). Needs ``previous_grad_fn``, the
+    ``grad_fn`` of the previous mini-batch. Costs 2 inside jit, where XLA drops the backward pass at
+    w, which nothing reads. The two gradients do not depend on each other. Keeps 1.
 
     Args:
       rho: the radius; 0.1 in the authors' code.
       learning_rate: η >= 0 of the base optimizer, or its schedule.
       interpolation: λ in [0, 1]; 0.2 in the paper.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.sampa(0.1, schedule), optax.sgd(schedule, momentum=0.9))
 
     References:
       Xie et al., SAMPa: Sharpness-aware Minimization Parallelized (arXiv 2410.10683).
@@ -455,12 +524,17 @@ def sampa(
 def friendly_sam(rho: RadiusLike, *, sigma: float = 1.0, decay: float = 0.9) -> _Transform:
     r"""Friendly SAM: :math:`\varepsilon = \rho\, d / \|d\|` with :math:`d = g - \sigma\, m`.
 
-    m is the moving average of the gradients before this one. Costs 2, keeps 1. σ = 0 is SAM.
+    m is the moving average of the gradients before this one, so d is the part of g that is specific
+    to its mini-batch. Costs 2, keeps 1. σ = 0 is SAM.
 
     Args:
       rho: the radius; 0.1 to 0.4.
       sigma: σ >= 0; 1 in the paper.
-      decay: λ in [0, 1); 0.6 to 0.95 in the paper.
+      decay: λ in [0, 1), of the moving average; 0.6 to 0.95 in the paper.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.friendly_sam(0.2), optax.sgd(0.1, momentum=0.9))
 
     References:
       Li et al., Friendly Sharpness-Aware Minimization (arXiv 2403.12350).
@@ -470,14 +544,18 @@ def friendly_sam(rho: RadiusLike, *, sigma: float = 1.0, decay: float = 0.9) -> 
 
 
 def final_phase_sam(rho: RadiusLike, total_steps: int, share: float) -> _Transform:
-    """SAM in the last share of the steps, the base optimizer before.
+    """SAM in the last share of the steps, and the base optimizer before.
 
     Costs 1 + share, keeps nothing. share = 1 is SAM.
 
     Args:
       rho: the radius.
-      total_steps: of the run.
+      total_steps: the length of the run.
       share: in [0, 1].
+
+    Example::
+
+        tx = optax.chain(arsam_jax.final_phase_sam(0.1, 10_000, share=0.25), optax.adamw(1e-3))
 
     References:
       Temperon (arXiv 2609.17575).
@@ -486,12 +564,16 @@ def final_phase_sam(rho: RadiusLike, total_steps: int, share: float) -> _Transfo
 
 
 def usam(rho: RadiusLike) -> _Transform:
-    r"""Unnormalised SAM: :math:`g_A = \nabla L(w + \rho\, g)`.
+    r"""Unnormalized SAM: :math:`g_A = \nabla L(w + \rho\, g)`.
 
     Costs 2, keeps nothing.
 
     Args:
       rho: in units of a learning rate, not of a length.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.usam(0.05), optax.sgd(0.1, momentum=0.9))
 
     References:
       Andriushchenko and Flammarion, Towards Understanding Sharpness-Aware Minimization
@@ -501,16 +583,20 @@ def usam(rho: RadiusLike) -> _Transform:
 
 
 def m_sam(rho: RadiusLike, num_microbatches: int) -> _Transform:
-    r"""m-SAM: each of K micro-batches is perturbed on its own.
+    r"""m-SAM: each of K micro-batches is perturbed by its own gradient.
 
-    :math:`g_A = \frac1K \sum_k \nabla L_k(w + \rho\, g_k / \|g_k\|)`, m = B / K. Needs
-    ``example_loss_fn`` and ``batch``. Costs 2 inside jit, where XLA drops the gradient that the
-    caller computes and nothing reads (3 outside); keeps nothing. K = 1 is SAM, K = B perturbs for
-    each example.
+    :math:`g_A = \frac1K \sum_k \nabla L_k(w + \rho\, g_k / \|g_k\|)`, with m = B / K examples in
+    each micro-batch. Needs ``example_loss_fn`` and ``batch``. Costs 2 inside jit, where XLA drops
+    the gradient of the whole batch, which nothing reads (3 outside jit). Keeps nothing. K = 1 is
+    SAM, K = B perturbs separately for each example.
 
     Args:
       rho: the radius.
       num_microbatches: K, a Python integer that divides the batch size.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.m_sam(0.1, num_microbatches=2), optax.sgd(0.1, momentum=0.9))
 
     References:
       Foret et al. (arXiv 2010.01412), section 4.1 on m-sharpness.
@@ -521,19 +607,23 @@ def m_sam(rho: RadiusLike, num_microbatches: int) -> _Transform:
 def rw_sam(
     rho: RadiusLike, *, inverse_temperature: float = 1.0, delta: float | None = None, seed: int = 0
 ) -> _Transform:
-    r"""Reweighted SAM: ε from a mean gradient that weighs examples by their gradient norms.
+    r"""Reweighted SAM: ε from a mean gradient in which large example gradients weigh more.
 
-    :math:`p_i \propto \exp(\lambda n_i / \bar n)`, n_i an estimate of ‖∇ℓ_i‖: the slope of ℓ_i
+    :math:`p_i \propto \exp(\lambda n_i / \bar n)`, where n_i estimates ‖∇ℓ_i‖ by the slope of ℓ_i
     along one random direction (``probe.reweighted``). Needs ``example_loss_fn`` and ``batch``.
-    Costs 2 and two forward passes (one with ``delta``) inside jit, where XLA drops the gradient
-    that the caller computes and nothing reads; keeps nothing. λ = 0 is SAM.
+    Costs 2 and two forward passes (one with ``delta``) inside jit, where XLA drops the gradient of
+    the caller, which nothing reads. Keeps nothing. λ = 0 is SAM.
 
     Args:
       rho: the radius.
       inverse_temperature: λ >= 0, without unit.
-      delta: None for the exact slope; δ > 0 takes it from the losses at w and w + δz, as a loss
+      delta: None for the exact slope. δ > 0 takes it from the losses at w and w + δz, which a loss
         with a ``jax.custom_vjp`` inside needs.
       seed: of the random directions.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.rw_sam(0.1), optax.sgd(0.1, momentum=0.9))
 
     References:
       Luo et al., Reweighted SAM (arXiv 2509.18001).
@@ -546,14 +636,18 @@ def rw_sam(
 def k_sam(rho: RadiusLike, share: float = 0.5) -> _Transform:
     r"""K-SAM: SAM on the K examples of the batch with the largest losses.
 
-    :math:`g_A = \nabla L_K(w + \rho\, \nabla L_K / \|\nabla L_K\|)`, L_K their mean loss, K =
-    max(1, round(share · B)) (``selection.largest_losses``). Needs ``example_loss_fn`` and
+    :math:`g_A = \nabla L_K(w + \rho\, \nabla L_K / \|\nabla L_K\|)`, with L_K their mean loss and K
+    = max(1, round(share · B)) (``selection.largest_losses``). Needs ``example_loss_fn`` and
     ``batch``. Costs 2 share and a forward pass of the batch inside jit, where XLA drops the
-    gradient that the caller computes and nothing reads; keeps nothing. share = 1 is SAM.
+    gradient of the whole batch, which nothing reads. Keeps nothing. share = 1 is SAM.
 
     Args:
       rho: the radius.
       share: K / B in (0, 1], a Python float; with ``axis_name``, of each device's examples.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.k_sam(0.1, share=0.5), optax.sgd(0.1, momentum=0.9))
 
     References:
       Ni et al., K-SAM: Sharpness-Aware Minimization at the Speed of SGD (arXiv 2210.12864).
@@ -572,24 +666,30 @@ def ausam(
     max_weight: float = 0.5,
     seed: int = 0,
 ) -> _Transform:
-    r"""AUSAM: SAM on a part of the batch, drawn by how much ε has changed the examples' losses.
+    r"""AUSAM: SAM on a part of the batch, drawn by how much ε has changed the losses of examples.
 
     The weight of an example is its mean ``|Δloss|`` under ε so far, scaled within the batch to
-    [f_min, f_t], where f_t rises from f_min to f_max; the first epoch takes the whole batches
+    [f_min, f_t], where f_t rises from f_min to f_max. The first epoch takes whole batches
     (``selection.largest_changes``). Needs ``example_loss_fn``, ``batch`` and ``example_index``.
-    Costs 2 share (2 in the first epoch) inside jit, where XLA drops the gradient that the caller
-    computes and nothing reads; keeps no buffer like the parameters, but 8 bytes for each example
-    of the data set. share = 1 is SAM.
+    Costs 2 share (2 in the first epoch) inside jit, where XLA drops the gradient of the whole
+    batch, which nothing reads. Keeps no buffer of the size of the parameters, but 8 bytes for each
+    example of the data set. share = 1 is SAM.
 
     Args:
       rho: the radius; 0.1 in the authors' code.
       num_examples: the size of the data set, a Python integer.
       steps_per_epoch: >= 1.
       share: of the examples, in (0, 1], a Python float; with ``axis_name``, of each device's.
-      rise_epochs: > 0, in which f_t rises; 30 in the authors' code, for 200 epochs.
+      rise_epochs: > 0, over which f_t rises; 30 in the authors' code, for 200 epochs.
       min_weight: f_min > 0.
       max_weight: f_max >= f_min.
       seed: of the draws.
+
+    Example::
+
+        tx = optax.chain(
+            arsam_jax.ausam(0.1, num_examples=50_000, steps_per_epoch=390), optax.sgd(0.1)
+        )
 
     References:
       AUSAM (arXiv 2406.08001).
@@ -614,18 +714,22 @@ def sparse_sam(
 ) -> _Transform:
     r"""Sparse SAM: :math:`\varepsilon = \rho\, m \odot g / \|g\|` with a 0/1 mask m.
 
-    Costs 2, and at each refresh what the mask costs; keeps the mask, one byte a weight. Sparsity 0
-    is SAM. It is the explicit form, which saves no computation: see ``arsam_jax.sparse``.
+    Costs 2, and what the mask costs at each refresh. Keeps the mask, one byte per weight. Sparsity
+    0 is SAM. This is the explicit form, which does not save computation: see ``arsam_jax.sparse``.
 
     Args:
       rho: the radius of the dense perturbation.
-      sparsity: share of the weights without perturbation, in [0, 1); 0.5 in the paper.
-      mask: makes the mask from the sparsity: ``sparse.fisher_mask`` (SSAM-F, needs
+      sparsity: the share of the weights without perturbation, in [0, 1); 0.5 in the paper.
+      mask: makes the mask from the sparsity: ``sparse.fisher_mask`` (SSAM-F, which needs
         ``example_loss_fn``, and ``batch`` or better ``fisher_batch``, random training examples),
         or for instance ``lambda sparsity: sparse.dynamic_mask(sparsity, total_steps)`` (SSAM-D).
 
+    Example::
+
+        tx = optax.chain(arsam_jax.sparse_sam(0.1, sparsity=0.5), optax.sgd(0.1, momentum=0.9))
+
     References:
-      Mi et al. (arXiv 2210.05177) and its official code; docs/methods.md lists what differs.
+      Mi et al. (arXiv 2210.05177) and its official code.
     """
     if not callable(mask):
         raise TypeError(

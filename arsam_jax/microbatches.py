@@ -1,6 +1,6 @@
-"""Gradients of micro-batches: a step that takes them can hand them to m-SAM.
+"""Gradients of micro-batches, which a train step can pass on to m-SAM.
 
-A sample of ``probe.microbatched`` then costs one gradient more, as one of SAM does, and not two.
+A sampled step of ``probe.microbatched`` then costs one more gradient, like SAM's, instead of two.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,10 @@ from arsam_jax._examples import batch_size, example_loss
 
 
 def split(batch: Any, num_microbatches: int) -> Any:
-    """The micro-batches, each leaf as (K, B / K, ...): the k-th has examples k, k + K, k + 2K, ...
+    """Splits a batch into K micro-batches: each leaf becomes (K, B / K, ...).
 
-    So each of them spreads over the devices of a sharded batch.
+    The k-th micro-batch has the examples k, k + K, k + 2K, ..., so that each of them is spread over
+    the devices of a sharded batch.
 
     Raises:
       ValueError: if K does not divide the batch size, or the leaves differ in it.
@@ -45,28 +46,30 @@ def value_and_grad(
     .. math::
         g_k = \nabla L_k(w), \qquad g = \frac1K \sum_k g_k.
 
-    They are taken one after another, at the price of one gradient of the batch and with the
-    activations of one micro-batch; the g_k take K buffers shaped like the parameters. BatchNorm
-    sees a micro-batch at a time. Gradients are JAX's: where parameters are complex conjugate grads
-    and microbatch_grads both.
+    The gradients are taken one after another, at the cost of one gradient of the batch and with the
+    activations of one micro-batch in memory. The g_k take K buffers shaped like the parameters.
+    BatchNorm sees one micro-batch at a time. Gradients are those of JAX: for complex parameters,
+    conjugate both grads and microbatch_grads.
 
-    On devices each cuts its own part of the batch: K = 1 with ``axis_name`` makes every device one
-    micro-batch, and m-SAM there costs no gradient and no communication that SAM does not.
+    On several devices each device splits its own part of the batch. K = 1 with ``axis_name`` makes
+    every device one micro-batch; m-SAM then costs no gradient and no communication beyond SAM's.
 
     Args:
-      example_loss_fn: ``(params, batch) -> losses``, one for each example; with ``has_aux``,
-        ``(losses, aux)``. The same function as the ``example_loss_fn`` of the update, but for aux.
+      example_loss_fn: ``(params, batch) -> losses`` of shape (batch,); with ``has_aux``,
+        ``(losses, aux)``. The same function as the ``example_loss_fn`` of the update, except for
+        aux.
       num_microbatches: K, a Python integer that divides the batch size.
       axis_name: of ``pmap``, ``vmap`` or ``shard_map``, over which loss and grads are averaged.
-      has_aux: whether it also returns something else, such as moved statistics.
+      has_aux: whether it also returns auxiliary data, such as updated statistics.
 
     Returns:
-      ``(params, batch) -> (loss, grads, microbatch_grads)``, the last with a first axis of K: the
-      extra argument of the update. With ``has_aux`` ``((loss, aux), grads, microbatch_grads)``, aux
-      that of each of the device's micro-batches along a new first axis, not averaged over devices.
+      ``(params, batch) -> (loss, grads, microbatch_grads)``. The last has a first axis of size K
+      and is the extra argument of the update. With ``has_aux`` it is ``((loss, aux), grads,
+      microbatch_grads)``, where aux has a new first axis over the device's micro-batches and is not
+      averaged over devices.
 
     Raises:
-      ValueError: if K does not divide the batch size, or there is not one loss for each example.
+      ValueError: if K does not divide the batch size, or the losses do not have shape (batch,).
     """
 
     def with_microbatches(params, batch):
@@ -78,7 +81,7 @@ def value_and_grad(
             losses, aux = result if has_aux else (result, None)
             return losses.mean(), aux
 
-        @fast_convolutions  # what is inside a scan is slow on CPU
+        @fast_convolutions  # Convolutions inside a scan are slow on CPU.
         def take(part):
             return jax.value_and_grad(loss_fn, has_aux=True)(local, part)
 

@@ -1,7 +1,7 @@
-"""For many devices: gradients averaged over a mapped axis, and a check before the first step.
+"""Many devices: gradients averaged over a mapped axis, and a check before the first step.
 
-Under ``jit`` with sharded arrays the former is not needed: there, a mean over the batch is one over
-all devices.
+Under ``jit`` with sharded arrays the averaging is not needed, because a mean over the batch is a
+mean over all devices.
 """
 
 import functools
@@ -23,21 +23,21 @@ def value_and_grad(
 ) -> Callable[..., Any]:
     r"""``jax.value_and_grad`` of the mean loss over devices, :math:`\frac1N \sum_i L_i(w)`.
 
-    Written by hand, this goes wrong without a sign of it: inside ``jax.shard_map`` with its default
+    Written manually, this goes wrong without an error. Inside ``jax.shard_map`` with its default
     ``check_vma=True`` the gradient with respect to replicated parameters is already a sum over the
-    devices, so ``pmean(grad(loss))`` is N times too large; ``grad(pmean(loss))`` is right there and
-    wrong in ``pmap``. This is right in ``pmap``, ``vmap`` and ``shard_map`` of either kind.
+    devices, so ``pmean(grad(loss))`` is N times too large. ``grad(pmean(loss))`` is right there and
+    wrong in ``pmap``. This function is right in ``pmap``, ``vmap`` and both kinds of ``shard_map``.
 
     Args:
       loss_fn: ``(params, *args) -> loss``, the mean over the examples of its own device; with
         ``has_aux``, ``(loss, aux)``.
       axis_name: of ``pmap``, ``vmap`` or ``shard_map``, or a tuple of names.
-      has_aux: whether ``loss_fn`` also returns something else. It is left as it is: average the
-        statistics of BatchNorm in ``loss_fn``.
+      has_aux: whether ``loss_fn`` also returns auxiliary data. It is not averaged: average the
+        statistics of BatchNorm inside ``loss_fn``.
 
     Returns:
-      ``(params, *args) -> (loss, grads)``, or ``((loss, aux), grads)``; loss and grads are averaged
-      over the axis. One all-reduce of gradients.
+      ``(params, *args) -> (loss, grads)``, or ``((loss, aux), grads)``, with loss and grads
+      averaged over the axis. It costs one all-reduce of the gradients.
 
     Raises:
       ValueError: if the loss is already the same on every device, as far as this can be seen
@@ -69,7 +69,7 @@ def value_and_grad(
 
 
 def grad(loss_fn: Callable[..., Any], axis_name: Any, *, has_aux: bool = False) -> Callable:
-    """``value_and_grad`` without the loss: ``grads``, or ``(grads, aux)``, as ``jax.grad``."""
+    """``value_and_grad`` without the loss: ``grads``, or ``(grads, aux)``, as in ``jax.grad``."""
 
     def averaged(params, *args):
         result, grads = value_and_grad(loss_fn, axis_name, has_aux=has_aux)(params, *args)
@@ -79,15 +79,15 @@ def grad(loss_fn: Callable[..., Any], axis_name: Any, *, has_aux: bool = False) 
 
 
 def check_same_everywhere(opt_state: Any) -> None:
-    """Checks that all devices and processes would decide alike; call it before the first step.
+    """Checks that all devices and processes will take the same decisions, before the first step.
 
-    A process that was resumed from another step, or a key of its own for each device, makes the
-    devices take different branches: their collectives then pair up wrongly, or wait forever.
-    Compares the step, the states of radius and sampling and the age of the sample: some scalars,
-    one small collective with several processes.
+    If a process was resumed from another step, or each device has its own key, the devices take
+    different branches, and their collectives are paired wrongly or wait forever. This function
+    compares the step, the states of radius and sampling policy, and the age of the sample: a few
+    scalars, and one small collective if there are several processes.
 
     Args:
-      opt_state: of the whole chain, on devices.
+      opt_state: the state of the whole chain, on devices.
 
     Raises:
       ValueError: on every process, naming what differs and its values.
@@ -96,10 +96,10 @@ def check_same_everywhere(opt_state: Any) -> None:
     decisive = {name: getattr(state, name) for name in ("step", "age", "radius", "sampling")}
     for path, x in jax.tree_util.tree_leaves_with_path(decisive):
         local = local_parts(x)
-        # What pmap keeps for each device lies along the first axis.
+        # Under pmap the first axis enumerates the devices.
         is_whole = not isinstance(x, jax.Array) or x.is_fully_replicated
         copies = np.stack(local) if is_whole else np.concatenate(local)
-        ends = np.unique(copies, axis=0)[[0, -1]]  # of one shape, however many devices there are
+        ends = np.unique(copies, axis=0)[[0, -1]]  # One shape, however many devices there are.
         values = np.unique(np.concatenate(of_all_processes(ends)), axis=0)
         if len(values) > 1:
             raise ValueError(
@@ -110,12 +110,12 @@ def check_same_everywhere(opt_state: Any) -> None:
 
 
 def of_all_processes(x: Any) -> np.ndarray:
-    """An array of one shape and dtype in each process, along a new first axis, in all of them.
+    """Gathers an array of the same shape and dtype from all processes, along a new first axis.
 
-    Waits for every device of this process: JAX's ``process_allgather`` waits for one, and a process
-    that ends while another one still sends leaves the others waiting. A process that meets an error
-    of its own must make this call all the same, with a value that says so: the others wait for it.
-    64 bits become 32 unless JAX has them enabled.
+    It waits for every device of this process. (JAX's ``process_allgather`` waits for one, and a
+    process that ends while another one still sends leaves the others waiting.) A process that meets
+    an error of its own must make this call nevertheless, with a value that signals the error,
+    because the others wait for it. 64-bit values become 32-bit unless JAX has x64 enabled.
     """
     x = np.asarray(x)
     x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))

@@ -1,4 +1,4 @@
-"""Probes: how the second gradient of a sampled step is taken."""
+"""Probes: how the perturbed gradient of a sampled step is taken."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from arsam_jax.ascent import normalize
 from arsam_jax.microbatches import split
 
 _EXAMPLE_CALL = """
-    def previous_grad_fn(params):  # the mini-batch of the step before; on the first step any
+    def previous_grad_fn(params):  # the previous mini-batch; on the first step any
         return jax.grad(loss_fn)(params, previous_batch)
     tx.update(grads, opt_state, params, grad_fn=grad_fn, previous_grad_fn=previous_grad_fn)"""
 
@@ -26,12 +26,15 @@ class Probe(NamedTuple):
     Attributes:
       init: ``params -> state``.
       update: ``(grads, state, params, *, rho, step, grad_fn, **extra_args) -> (perturbed_grads,
-        state)``. Called on sampled steps only; ``grads`` are in at least float32.
-      reads_grads: False if the probe leaves ``grads`` unread. If the correction does so too, the
-        policy records nothing and every step is sampled, ``grads`` is None, and XLA drops what the
-        clean backward pass would have cost.
-      whole_batch: False if the perturbed gradient is of other examples than ``grads``, so that
-        their difference does not vanish with ρ.
+        state)``, called on sampled steps only. ``grads`` and ``perturbed_grads`` are shaped like
+        ``params``; ``grads`` have at least float32. ``rho`` is a number or a scalar array,
+        ``step`` an int32 scalar. ``grad_fn`` accepts parameters in at least float32, and
+        ``extra_args`` are the other extra arguments of the step.
+      reads_grads: False if ``update`` does not read ``grads``. If the correction does not read them
+        either, the policy records nothing and every step is sampled, then ``grads`` is None, and
+        XLA drops the clean backward pass.
+      whole_batch: False if the perturbed gradient is taken on other examples than ``grads``, so
+        that their difference does not vanish with ρ.
       name: of the probe, with its arguments, for ``repr``.
     """
 
@@ -51,15 +54,15 @@ def perturb(
 ) -> Probe:
     r"""The gradient at the perturbed point, :math:`\nabla L(w + \rho\,\mathrm{ascent}(g))`.
 
-    ``w + ε`` is computed in at least float32, so ``grad_fn`` receives float32 parameters where
-    the parameters are bfloat16 or float16: rounded to those, a perturbation of the usual size
-    would mostly vanish and lose its direction.
+    ``w + ε`` is computed in at least float32, so ``grad_fn`` receives float32 parameters if the
+    parameters are bfloat16 or float16. Rounded to those, a perturbation of the usual size would
+    mostly vanish and lose its direction.
 
     Args:
       ascent: maps the gradient to the direction of the perturbation.
 
     Returns:
-      A probe that costs one evaluation of ``grad_fn`` and keeps the state of ``ascent`` only.
+      A probe that costs one evaluation of ``grad_fn`` and keeps only the state of ``ascent``.
     """
     return multi_step(1, ascent)
 
@@ -71,7 +74,7 @@ def multi_step(
 ) -> Probe:
     r"""Repeats the ascent, :math:`w_{j+1} = w_j + (\rho / n)\,\mathrm{ascent}(\nabla L(w_j))`.
 
-    The gradient at w_n is the perturbed gradient. The n steps share the radius, so one step is
+    The gradient at w_n is the perturbed gradient. The n steps share the radius, so n = 1 is
     ``perturb``.
 
     Args:
@@ -83,7 +86,7 @@ def multi_step(
     """
     _check.check_static("num_steps", num_steps)
     _check.check_integer("num_steps", num_steps, low=1)
-    num_steps = int(num_steps)  # of NumPy's
+    num_steps = int(num_steps)  # It may be a NumPy integer.
     ascent = _check.checked_ascent(ascent)
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
@@ -114,7 +117,7 @@ def gradient_norm_aware(
     gamma: Any = 0.03,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
 ) -> Probe:
-    r"""GAM: down the largest gradient norm in a ball, first-order flatness, by finite differences.
+    r"""GAM: descends the largest gradient norm in a ball (first-order flatness).
 
     With ρ' = ``grad_rho``, g_0 the gradient at w and ascent(g) = g/‖g‖,
 
@@ -126,10 +129,10 @@ def gradient_norm_aware(
         h_+ &= \alpha g_1 + (1 - \alpha) g_3 &
         h_- &= g_0 + (1 - \beta)\, g_2,
 
-    and the perturbed gradient is :math:`h_+ - \gamma h_\perp`, h_⊥ the part of ``h_-`` orthogonal
-    to ``h_+``. g_1 − g_0 is ρ' times the gradient of ‖∇L‖, so w_2 is where ‖∇L‖ is largest within
-    ρ, and g_3 − g_2 descends it there. In the paper the weight of g_0 in ``h_-`` is β; in the
-    authors' code it is 1, as here.
+    and the perturbed gradient is :math:`h_+ - \gamma h_\perp`, with h_⊥ the part of ``h_-``
+    orthogonal to ``h_+``. The finite difference g_1 − g_0 is ρ' times the gradient of ‖∇L‖, so w_2
+    is the point within ρ where ‖∇L‖ is largest, and g_3 − g_2 descends ‖∇L‖ there. In the paper the
+    weight of g_0 in ``h_-`` is β. In the authors' code it is 1, as here.
 
     Args:
       grad_rho: ρ' >= 0, the length of the finite differences, or a schedule.
@@ -177,22 +180,24 @@ def microbatched(
     num_microbatches: int,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
 ) -> Probe:
-    r"""m-SAM: each micro-batch is perturbed on its own, :math:`\frac1K \sum_k \nabla L_k(w +
-    \rho\,\mathrm{ascent}(\nabla L_k(w)))`.
+    r"""m-SAM: each micro-batch is perturbed by its own gradient, :math:`\frac1K \sum_k \nabla L_k(w
+    + \rho\,\mathrm{ascent}(\nabla L_k(w)))`.
 
-    K micro-batches of m = B / K examples, cut as by ``microbatches.cut``. They run one after
-    another. K = 1 is SAM, K = B perturbs per example. Needs ``example_loss_fn`` and ``batch``.
+    The K micro-batches of m = B / K examples are those of ``microbatches.split`` and run one after
+    another. K = 1 is SAM, K = B perturbs separately for each example. Needs ``example_loss_fn`` and
+    ``batch``.
 
-    Given ``microbatch_grads``, the third result of ``microbatches.value_and_grad``, it does not
-    take the :math:`\nabla L_k(w)` again. They must be of that cut, which ``check_wiring`` compares.
+    If ``microbatch_grads`` is passed, the third result of ``microbatches.value_and_grad``, the
+    gradients :math:`\nabla L_k(w)` are not evaluated again. They must belong to the same
+    micro-batches, which ``check_wiring`` compares.
 
     Args:
       num_microbatches: K, a divisor of the batch size.
       ascent: maps the gradient of a micro-batch to a direction.
 
     Returns:
-      A probe that costs two gradients of the whole batch (one with ``microbatch_grads``), and
-      leaves ``grads`` unread.
+      A probe that costs two gradients of the whole batch (one with ``microbatch_grads``) and does
+      not read ``grads``.
     """
     _check.check_static("num_microbatches", num_microbatches)
     _check.check_integer("num_microbatches", num_microbatches, low=1)
@@ -262,7 +267,12 @@ def microbatched(
 
 
 class KeyedState(NamedTuple):
-    """State of a probe that draws: its key, uint32 (2,), and the state of its ascent."""
+    """State of a probe that draws random numbers.
+
+    Attributes:
+      key: uint32 (2,), folded with the step for each draw.
+      ascent: state of the ascent.
+    """
 
     key: jax.Array
     ascent: Any
@@ -283,16 +293,17 @@ def reweighted(
         p_i \propto \exp(\lambda n_i / \bar n), \quad
         n_i = |\langle\nabla\ell_i(w), z\rangle|,
 
-    with one random direction z, ‖z‖ = 1, for the batch, and the perturbed gradient is that of the
-    plain mean at w + ε. n_i is a noisy estimate of ‖∇ℓ_i‖: its slope along z, proportional to it
-    on average over z only. The division by the mean n̄ of the batch takes the unit from λ. The
-    authors' own normalisation could not be read. Needs ``example_loss_fn`` and ``batch``.
+    with one random direction z, ‖z‖ = 1, for the batch. The perturbed gradient is that of the plain
+    mean loss at w + ε. n_i is a noisy estimate of ‖∇ℓ_i‖: the slope along z, which is proportional
+    to ‖∇ℓ_i‖ on average over z only. Dividing by the mean n̄ of the batch makes λ independent of
+    the scale of the loss. (The authors' own normalization could not be read.) Needs
+    ``example_loss_fn`` and ``batch``.
 
-    The slope is taken by forward-mode differentiation, at the price of two forward passes, and is
-    right in whatever precision the loss computes. With ``delta`` it is the authors' difference
-    ``|ℓ_i(w + δz) − ℓ_i(w)| / δ`` for the price of one, which a loss with a ``jax.custom_vjp``
-    inside needs: 0.01 suits float32 alone; where the loss computes in bfloat16, or multiplies
-    matrices in it as TPUs do by default, it is noise, and δ has to be about 1.
+    The slope is taken by forward-mode differentiation, which costs two forward passes and is exact
+    in any precision. With ``delta`` it is the authors' difference ``|ℓ_i(w + δz) − ℓ_i(w)| / δ``,
+    which costs one forward pass and which a loss with a ``jax.custom_vjp`` inside needs. δ = 0.01
+    suits float32 only. If the loss computes in bfloat16, or multiplies matrices in bfloat16 as TPUs
+    do by default, the difference is noise and δ has to be about 1.
 
     Args:
       inverse_temperature: λ >= 0; 0 is SAM.
@@ -301,8 +312,8 @@ def reweighted(
       seed: of z.
 
     Returns:
-      A probe that costs two gradients and two forward passes (one with ``delta``), and leaves
-      ``grads`` unread.
+      A probe that costs two gradients and two forward passes (one with ``delta``) and does not read
+      ``grads``.
 
     References:
       Luo et al., Reweighted SAM (arXiv 2509.18001).
@@ -370,7 +381,11 @@ def reweighted(
 
 
 class MomentumState(NamedTuple):
-    """State of ``momentum``: the momentum of the perturbed gradients, shaped like the params."""
+    """State of ``momentum``.
+
+    Attributes:
+      momentum: v, the momentum of the perturbed gradients, shaped like the parameters.
+    """
 
     momentum: Any
 
@@ -382,14 +397,14 @@ def momentum(decay: float = 0.9) -> Probe:
     .. math::
         g_A = \nabla L(w - \rho\, v / \|v\|), \qquad v \leftarrow \mu v + g_A.
 
-    A step down the momentum has overshot along it where the curvature is high, hence the sign,
-    which is that of the authors' paper and code. Keeps one buffer shaped like the parameters.
+    The sign is that of the authors' paper and code: a step along the momentum has overshot where
+    the curvature is high. Keeps one buffer shaped like the parameters.
 
     Args:
       decay: μ in [0, 1), usually that of the base optimizer.
 
     Returns:
-      A probe that costs one gradient and leaves ``grads`` unread, whose computation XLA then drops.
+      A probe that costs one gradient and does not read ``grads``, whose computation XLA then drops.
 
     References:
       Becker et al., Momentum-SAM (arXiv 2401.12033).
@@ -412,7 +427,11 @@ def momentum(decay: float = 0.9) -> Probe:
 
 
 class AuxiliarySequenceState(NamedTuple):
-    """State of ``auxiliary_sequence``: the last gradient there, shaped like the parameters."""
+    """State of ``auxiliary_sequence``.
+
+    Attributes:
+      grads: d, the gradient at the last auxiliary point, shaped like the parameters.
+    """
 
     grads: Any
 
@@ -421,27 +440,28 @@ class AuxiliarySequenceState(NamedTuple):
 def auxiliary_sequence(
     learning_rate: optax.ScalarOrSchedule, interpolation: chex.Numeric = 0.2
 ) -> Probe:
-    r"""SAMPa: two gradients that do not wait for each other, the perturbation from a kept one.
+    r"""SAMPa: two gradients that do not depend on each other.
 
-    With d the gradient kept from the step before, of the mini-batch of that step,
+    With d the gradient kept from the previous step and its mini-batch,
 
     .. math::
         g_A = (1 - \lambda) \nabla L_{t-1}(w + \rho\, d / \|d\|) + \lambda d', \qquad
         d' = \nabla L_t(w - \eta\, d),
 
-    and d' is kept. Each mini-batch is seen twice: where it is new its gradient is taken at the
-    auxiliary point, and one step later it is perturbed along that gradient. That needs
-    ``previous_grad_fn``, the ``grad_fn`` of the mini-batch of the step before: perturbed along the
-    gradient of another mini-batch, little of SAM's effect is left. At the first step d is 0 and
-    both gradients are at w; where ρ(t) is not positive, too.
+    and d' is kept for the next step. Each mini-batch is used twice: when it is new, its gradient is
+    taken at the auxiliary point w − η d; one step later it is perturbed along that gradient. This
+    needs ``previous_grad_fn``, the ``grad_fn`` of the previous mini-batch, because a perturbation
+    along the gradient of another mini-batch has little of SAM's effect. On the first step d is 0
+    and both gradients are taken at w. The same holds where ρ(t) is not positive.
 
     Args:
       learning_rate: η >= 0, that of the base optimizer, or its schedule.
-      interpolation: λ in [0, 1]; 0.2 in the paper. 0 is its plain SAMPa, 1 with η = 0 no SAM.
+      interpolation: λ in [0, 1]; 0.2 in the paper. 0 is the paper's plain SAMPa. 1 with η = 0 has
+        no perturbation.
 
     Returns:
-      A probe that costs two gradients, neither after the other, leaves ``grads`` unread, whose
-      computation XLA then drops, and keeps one buffer shaped like the parameters.
+      A probe that costs two gradients and does not read ``grads``, whose computation XLA then
+      drops. It keeps one buffer shaped like the parameters.
 
     References:
       Xie et al., SAMPa: Sharpness-aware Minimization Parallelized (arXiv 2410.10683).

@@ -1,7 +1,6 @@
-"""Sampling policies: on which steps the second gradient is paid for.
+"""Sampling policies: on which steps the second gradient is evaluated.
 
-A policy sees scalars only, and only ones that are the same on every device, so that all devices
-take the same branch.
+A policy sees only scalars that are equal on all devices, so that all devices take the same branch.
 """
 
 import numbers
@@ -21,25 +20,27 @@ from arsam_jax._repr import describe, described
 ParamsMask = Any | Callable[[Any], Any] | None
 """A tree of bools that is a prefix of the parameters, or a function that makes it from them.
 
-With NNX the parameters are the pure ``nnx.State`` that ``nnx.Optimizer`` passes: give a function.
+With Flax NNX pass a function: the parameters are the pure ``nnx.State`` that ``nnx.Optimizer``
+makes.
 """
 
 
 class SamplingPolicy(NamedTuple):
-    """Decides on which steps the second gradient is taken. Pure functions of scalars.
+    """Decides on which steps the second gradient is evaluated. Pure functions of scalars.
 
     Attributes:
       init: ``() -> state``.
-      decide: ``(state, step, grad_norm) -> (bool[], state)``, before the step; ``step`` (int32
-        scalar) counts from 0. A Python bool promises the same decision for every step. A
-        ``grad_norm`` that is infinite or NaN must not stay in the state.
+      decide: ``(state, step, grad_norm) -> (bool[], state)``, called before the step. ``step``
+        (int32 scalar) counts from 0, ``grad_norm`` is ‖g‖ (float32 scalar). A Python bool promises
+        the same decision for every step. A ``grad_norm`` that is infinite or NaN must not stay in
+        the state.
       record: ``(state, step, sampled, grad_norm, correction_norm, rho) -> state``, called after
         the step. ``sampled`` (bool scalar) is the decision. On a sampled step ``grad_norm`` is ‖g‖
         and ``correction_norm`` is ‖PSF‖, or NaN if a gradient was not finite; on any other step
         both are 0. ``rho`` is ρ(t). None if there is nothing to record, which saves the norms. A
         state that follows ``sampled`` alone does not depend on data, so the decision keeps its
         ``lax.cond`` under ``vmap``.
-      norm: ``(tree, params) -> norm`` of a tree shaped like the parameters, which measures both.
+      norm: ``(tree, params) -> norm`` of a tree shaped like the parameters; measures both norms.
       name: of the policy, with its arguments, for ``repr``.
     """
 
@@ -55,19 +56,23 @@ class SamplingPolicy(NamedTuple):
 
 @described
 def always() -> SamplingPolicy:
-    """Every step: SAM's two gradients a step."""
+    """Samples every step: SAM's two gradients per step."""
     return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (True, state))
 
 
 @described
 def never() -> SamplingPolicy:
-    """No step: the base optimizer, bit for bit, at its price."""
+    """Samples no step: the base optimizer, bit for bit and at its cost."""
     return SamplingPolicy(lambda: (), lambda state, step, grad_norm: (False, state))
 
 
 @described
 def every_k(k: int) -> SamplingPolicy:
-    """Steps 0, k, 2k, ...: 1 + 1/k gradients a step."""
+    """Samples the steps 0, k, 2k, ...: 1 + 1/k gradients per step.
+
+    Args:
+      k: >= 1.
+    """
     _check.check_integer("k", k, low=1)
 
     def decide(state, step, grad_norm):
@@ -85,10 +90,10 @@ class BernoulliState(NamedTuple):
 
 @described
 def bernoulli(probability: chex.Numeric | Callable, seed: int = 0) -> SamplingPolicy:
-    """Each step on its own with a probability: 1 + p gradients a step.
+    """Samples each step independently with a probability p: 1 + p gradients per step.
 
     Args:
-      probability: in [0, 1], or a schedule ``step -> probability``.
+      probability: p in [0, 1], or a schedule ``step -> p``.
       seed: of the draws. The draw of a step depends on the seed and the step alone.
     """
     _check.check_scalar_or_schedule("probability", probability, low=0, high=1)
@@ -106,12 +111,12 @@ def bernoulli(probability: chex.Numeric | Callable, seed: int = 0) -> SamplingPo
 
 @described
 def final_phase(total_steps: int, share: float) -> SamplingPolicy:
-    """The last ``share`` of the steps, all of them: 1 + share gradients a step.
+    """Samples all of the last ``share`` of the steps: 1 + share gradients per step.
 
     Args:
-      total_steps: of the run, >= 1.
-      share: in [0, 1]; the sampled steps are the last round(share · total_steps), and all after
-        ``total_steps`` if there are any.
+      total_steps: the length of the run, >= 1.
+      share: in [0, 1]. The sampled steps are the last round(share · total_steps), and all steps
+        after ``total_steps`` if there are any.
 
     References:
       Temperon (arXiv 2609.17575): a tail aligned with the decay of the learning rate.
@@ -123,7 +128,7 @@ def final_phase(total_steps: int, share: float) -> SamplingPolicy:
         del grad_norm
         if isinstance(share, numbers.Real) and isinstance(total_steps, numbers.Real):
             num_sampled = round(float(share) * int(total_steps))
-        else:  # injected
+        else:  # arrays, from optax.inject_hyperparams
             wanted = jnp.asarray(share, jnp.float32) * jnp.asarray(total_steps, jnp.float32)
             num_sampled = jnp.round(wanted).astype(jnp.int32)
         first = jnp.asarray(total_steps, jnp.int32) - num_sampled
@@ -148,21 +153,22 @@ class GradientNormGateState(NamedTuple):
 def gradient_norm_gate(
     total_steps: int, *, decay: float = 0.9, lambda_1: float = -1, lambda_2: float = 1
 ) -> SamplingPolicy:
-    r"""AE-SAM's policy: sample where the gradient is large, as it is in sharp regions.
+    r"""AE-SAM's policy: samples where the gradient is large, as it is in sharp regions.
 
-    With x = ‖g‖² and both averages starting at 0, a step t of T is sampled if
+    With x = ‖g‖² and both averages starting at 0, step t of T is sampled if
 
     .. math::
         x \ge \mu + c_t \sigma, \quad
         \mu \leftarrow \delta \mu + (1 - \delta) x, \quad
         \sigma^2 \leftarrow \delta \sigma^2 + (1 - \delta) (x - \mu)^2, \quad
-        c_t = \tfrac tT \lambda_1 + (1 - \tfrac tT) \lambda_2,
+        c_t = \tfrac tT \lambda_1 + (1 - \tfrac tT) \lambda_2.
 
-    the averages updated first. For normal x and the default λ the share of sampled steps rises
-    from 16 to 84 %.
+    The averages are updated first. For normally distributed x and the default λ the share of
+    sampled steps rises from 16 to 84 %. The root σ is updated directly, so that the fourth power of
+    a norm cannot overflow; a norm whose square is not finite in float32 is ignored.
 
     Args:
-      total_steps: T >= 1, of the run.
+      total_steps: T >= 1, the length of the run.
       decay: δ in [0, 1).
       lambda_1: c at the end.
       lambda_2: c at the start.
@@ -199,27 +205,24 @@ def gradient_norm_gate(
 
 
 class BudgetedState(NamedTuple):
-    """State of ``budgeted``: ``credit``, float32 scalar, the samples that are due."""
+    """State of ``budgeted``: ``credit``, float32 scalar, the number of samples that are due."""
 
     credit: jax.Array
 
 
 @described
 def budgeted(share: float | None = None, *, speedup: float | None = None) -> SamplingPolicy:
-    r"""A price one can set: exactly a share of the steps, evenly spaced.
+    r"""Samples an exact share of the steps, evenly spaced: 1 + share gradients per step.
 
-    Each step adds the share to a credit, each sample takes 1 from it, and a step is sampled if the
-    credit is at least 1/2, so that the samples never stray from share · t by more than 1. Credit
-    above 1.5 lapses: where nothing can be sampled for a while (ρ(t) = 0), what was missed is not
-    made up for.
+    Each step adds the share to a credit, and each sample subtracts 1. A step is sampled if the
+    credit is at least 1/2, so the number of samples never differs from share · t by more than 1.
+    The credit is limited to 1.5: if nothing can be sampled for a while, because ρ(t) = 0, the
+    missed samples are not made up for.
 
     Args:
-      share: of sampled steps, in [0, 1].
-      speedup: in place of ``share``: the ideal speed-up over SAM in gradients, in [1, 2]; share is
-        2 / speedup − 1.
-
-    Returns:
-      A policy that costs 1 + share gradients a step.
+      share: the share of sampled steps, in [0, 1].
+      speedup: instead of ``share``, the ideal speed-up over SAM in gradients, in [1, 2]; the share
+        is 2 / speedup − 1.
     """
     if (share is None) == (speedup is None):
         raise ValueError(f"Give either share or speedup, got {share!r} and {speedup!r}.")
@@ -245,12 +248,12 @@ class AutoregressiveState(NamedTuple):
 
     Attributes:
       key: uint32 (2,), folded with the step for each draw.
-      ratio: c, ‖PSF‖ / ‖g‖ of the last sampled step; 0 before the first.
-      ratio_rho: ρ of that step.
-      ema_ratio: r̂, the moving average of the relative change of the ratio.
-      samples: s, the expected number of samples in a segment.
-      probability: p = s / M, of sampling each step of this segment.
-      segment_samples: int32, the samples taken in this segment so far.
+      ratio: float32, c = ‖PSF‖ / ‖g‖ of the last sampled step; 0 before the first.
+      ratio_rho: float32, ρ of that step.
+      ema_ratio: float32, r̂, the moving average of the relative change of the ratio.
+      samples: float32, s, the expected number of samples in a segment.
+      probability: float32, p = s / M, of sampling each step of this segment.
+      segment_samples: int32, the number of samples taken in this segment so far.
     """
 
     key: jax.Array
@@ -274,38 +277,37 @@ def autoregressive(
     norm_mask: ParamsMask = None,
     seed: int = 0,
 ) -> SamplingPolicy:
-    r"""ARSAM's controller: sample more while the PSF's share of the gradient grows.
+    r"""ARSAM's controller: samples more often while ‖PSF‖ / ‖g‖ grows.
 
-    On a sampled step i, with c_i = ‖PSF_i‖ / ‖g_i‖ and c_prev that of the sampled step before,
-    brought to the radius of this one (c is proportional to ρ to first order, so the first factor
-    is 1 where ρ is constant),
+    On a sampled step i, with c_i = ‖PSF_i‖ / ‖g_i‖ and c_prev the ratio of the previous sampled
+    step,
 
     .. math::
         c_{prev} = \frac{\rho_i}{\rho_{i-1}} \frac{\|PSF_{i-1}\|}{\|g_{i-1}\|}, \qquad
         r_i = (c_i - c_{prev}) / c_{prev}, \qquad
-        \hat r \leftarrow \beta \hat r + (1 - \beta) r_i,
+        \hat r \leftarrow \beta \hat r + (1 - \beta) r_i.
 
-    and at the end of each segment of M steps
+    The first factor makes ratios at different radii comparable, since c is proportional to ρ to
+    first order. It is 1 if ρ is constant. At the end of each segment of M steps
 
     .. math::
         s \leftarrow \mathrm{clip}(s\,(1 + \alpha \hat r), s_{min}, M), \qquad p = s / M.
 
-    A segment in which nothing was sampled leaves s as it was; the first sample only sets c; a
-    c_prev of 0 or a c that is not finite leaves r̂ as it was, and where ρ changes so does one that
-    rounding may have made.
+    A segment without a sample leaves s unchanged. The first sample only sets c. If c_prev is 0, c
+    is not finite, or ρ has changed and a ratio may be due to rounding, r̂ stays as it is.
 
     Args:
       alpha: α >= 0, how strongly a change of the ratio moves the number of samples.
       ema_decay: β in [0, 1).
       segment_length: M, in steps.
       initial_samples: s in the first segment, in [min_samples, segment_length].
-      min_samples: the least s, in [0, segment_length].
-      warmup_steps: I_start; the first ``warmup_steps`` steps are all sampled and leave s alone.
-      norm_mask: restricts both norms of c to some leaves (the paper takes the last few layers).
-      seed: of the draws.
+      min_samples: the smallest s, in [0, segment_length].
+      warmup_steps: I_start. The first ``warmup_steps`` steps are all sampled and do not change s.
+      norm_mask: restricts both norms of c to some leaves (the paper uses the last few layers).
+      seed: of the draws. Two policies with equal seeds sample the same steps.
 
     Returns:
-      A policy that costs 1 + mean(p) gradients a step.
+      A policy that costs 1 + mean(p) gradients per step.
 
     References:
       Deng and Pang, ARSAM (arXiv 2510.03763), equations 9 to 13 and algorithm 1.
@@ -315,7 +317,7 @@ def autoregressive(
     _check.check_integer("segment_length", segment_length, low=1)
     _check.check_integer("warmup_steps", warmup_steps, low=0)
     _check.check_seed(seed)
-    if isinstance(norm_mask, bool | jax.Array):  # of a function, called by inject_hyperparams
+    if isinstance(norm_mask, bool | jax.Array):  # inject_hyperparams has called the function
         array = jnp.asarray(norm_mask)
         _check.check_static("norm_mask", array, "a tree of bools or a function that makes it")
     if not isinstance(segment_length, Tracer):
@@ -381,7 +383,7 @@ def autoregressive(
 
 
 def masked_norm(mask: ParamsMask) -> Callable[[Any, Any], jax.Array]:
-    """``(tree, params) -> norm`` over the leaves that a mask keeps; None keeps all of them."""
+    """Returns ``(tree, params) -> norm`` over the leaves that a mask keeps; None keeps all."""
 
     def norm(tree: Any, params: Any) -> jax.Array:
         if mask is None:

@@ -24,24 +24,24 @@ def largest_losses(
     share: float = 0.5,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
 ) -> Probe:
-    r"""K-SAM: both gradients are those of the K examples with the largest losses.
+    r"""K-SAM: both gradients are taken on the K examples with the largest losses.
 
     .. math::
         g_A = \nabla L_K\big(w + \rho\,\mathrm{ascent}(\nabla L_K(w))\big), \quad
         L_K = \frac1K \sum_{i \in \mathrm{top}_K\,\ell_j(w)} \ell_i,
 
-    with K = max(1, round(share · B)). A forward pass of the batch finds them. Needs
-    ``example_loss_fn`` and ``batch``; with ``axis_name`` each device picks from its own examples,
-    and both gradients are averaged over the devices. Batch normalisation in ``example_loss_fn``
-    sees the K examples alone when gradients are taken.
+    with K = max(1, round(share · B)). A forward pass of the batch finds the examples. Needs
+    ``example_loss_fn`` and ``batch``. With ``axis_name`` each device selects from its own examples,
+    and both gradients are averaged over the devices. Batch normalization in ``example_loss_fn``
+    sees only the K examples when gradients are taken.
 
     Args:
       share: of the examples, in (0, 1], a Python float; 1 takes the whole batch, which is SAM.
       ascent: maps the gradient of the K examples to a direction.
 
     Returns:
-      A probe that costs 2 share gradients and, for a share below 1, one forward pass, and leaves
-      ``grads`` unread.
+      A probe that costs 2 share gradients and, for a share below 1, one forward pass. It does not
+      read ``grads``.
 
     References:
       Ni et al., K-SAM: Sharpness-Aware Minimization at the Speed of SGD (arXiv 2210.12864).
@@ -61,7 +61,7 @@ def largest_losses(
         if count < size:
             losses = _devices.replicated(loss_fn(params, batch))
             part = _taken(batch, jax.lax.top_k(losses, count)[1])
-        extra_args.pop("example_index", None)  # those of the whole batch
+        extra_args.pop("example_index", None)  # It belongs to the whole batch.
         extra_args["example_loss_fn"] = example_loss_fn
         return _climb(ascent, loss_fn, part, params, state, **extra_args)[:2]
 
@@ -73,12 +73,12 @@ def largest_rises(
     gamma: float,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
 ) -> Probe:
-    r"""ESAM's sharpness-sensitive data selection: g_A from the examples whose loss rises most.
+    r"""ESAM's sharpness-sensitive data selection: g_A on the examples whose loss rises most.
 
-    With ε = ρ ascent(g), the perturbed gradient is that of the mean loss at w + ε of the
-    max(1, round(γB)) examples with the largest ℓ_i(w + ε) − ℓ_i(w); nothing of it is computed for
-    the others. Needs ``example_loss_fn`` and ``batch``. Batch normalisation in
-    ``example_loss_fn`` then sees the selected examples only.
+    With ε = ρ ascent(g), the perturbed gradient is that of the mean loss at w + ε over the
+    max(1, round(γB)) examples with the largest ℓ_i(w + ε) − ℓ_i(w). Nothing of it is computed for
+    the other examples. Needs ``example_loss_fn`` and ``batch``. Batch normalization in
+    ``example_loss_fn`` then sees only the selected examples.
 
     Args:
       gamma: γ in (0, 1], a Python float; 1 selects all, which is ``perturb``.
@@ -122,7 +122,7 @@ class LossChangeState(NamedTuple):
     """State of ``largest_changes``: a memory of N = ``num_examples`` examples.
 
     Attributes:
-      key: uint32 (2,), of the draws.
+      key: uint32 (2,), folded with the step for each draw.
       total: float32 (N,), the sum of ``|Δloss|`` of each example over the steps that drew it.
       times: int32 (N,), how often it was drawn.
       ascent: state of the ascent.
@@ -146,36 +146,36 @@ def largest_changes(
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
     seed: int = 0,
 ) -> Probe:
-    r"""AUSAM: both gradients are those of examples whose loss the perturbation has changed most.
+    r"""AUSAM: both gradients on examples whose loss the perturbation has changed most so far.
 
-    max(1, round(share · B)) examples of the batch are drawn without replacement by the weights
+    max(1, round(share · B)) examples of the batch are drawn without replacement with the weights
 
     .. math::
         p_i \propto f_{min} + (f_t - f_{min})\, \frac{m_i - \min_j m_j}{\max_j m_j - \min_j m_j},
-        \quad m_i = \mathrm{mean}\,|\ell_i(w + \varepsilon) - \ell_i(w)|,
+        \quad m_i = \mathrm{mean}\,|\ell_i(w + \varepsilon) - \ell_i(w)|.
 
-    with m_i over the earlier steps in which example i of the data set was drawn, and f_t rising
-    from f_min to f_max along the first epochs; equal m_i give equal weights. The first epoch takes
-    the whole batches, to fill the memory; an example that it leaves out counts with one ``|Δloss|``
-    of 1. A ``|Δloss|`` that is not finite is not kept.
+    m_i is the mean over the earlier steps on which example i of the data set was drawn, and f_t
+    rises from f_min to f_max over the first epochs. Equal m_i give equal weights. The first epoch
+    takes whole batches, which fills the memory. An example that it leaves out counts with one
+    ``|Δloss|`` of 1. A ``|Δloss|`` that is not finite is not stored.
 
     Needs ``example_loss_fn``, ``batch`` and ``example_index``, int (batch,): the positions of the
     examples in the data set, in [0, ``num_examples``). With ``axis_name`` each device draws from
     its own examples, both gradients are averaged over the devices, and every device keeps the
-    memory of all. Batch normalisation in ``example_loss_fn`` sees the drawn examples alone.
+    memory of all. Batch normalization in ``example_loss_fn`` sees only the drawn examples.
 
     Args:
       num_examples: N >= 1, the size of the data set, a Python integer.
       steps_per_epoch: >= 1.
       share: of the examples, in (0, 1], a Python float; 1 takes the whole batch, which is SAM.
-      rise_epochs: > 0, in which f_t rises.
+      rise_epochs: > 0, over which f_t rises.
       min_weight: f_min > 0.
       max_weight: f_max >= f_min.
       ascent: maps the gradient of the drawn examples to a direction.
       seed: of the draws.
 
     Returns:
-      A probe that costs 2 share gradients (2 in the first epoch), leaves ``grads`` unread, and
+      A probe that costs 2 share gradients (2 in the first epoch), does not read ``grads``, and
       keeps two numbers for each example of the data set.
 
     References:
@@ -183,7 +183,7 @@ def largest_changes(
     """
     _check.check_static("num_examples", num_examples)
     _check.check_integer("num_examples", num_examples, low=1)
-    num_examples = int(num_examples)  # of NumPy's
+    num_examples = int(num_examples)  # It may be a NumPy integer.
     _check.check_integer("steps_per_epoch", steps_per_epoch, low=1)
     _check.check_static("share", share)
     _check.check_number("share", share, above=0, high=1)
@@ -241,7 +241,9 @@ def largest_changes(
                 ascent, loss_fn, part, params, state.ascent, **extra_args
             )
             change = _devices.replicated(jnp.abs(after - before).astype(jnp.float32))
-            if chosen is not None:  # NaN for the others, and of one shape
+            if (
+                chosen is not None
+            ):  # One shape for both branches: NaN for the examples that were not drawn.
                 change = jnp.full([size], jnp.nan, jnp.float32).at[chosen].set(change)
             return perturbed_grads, ascent_state, change
 
@@ -263,8 +265,8 @@ def largest_changes(
         index, change = _devices.gathered(axis_name, (index, change))
         rows = jnp.where(
             jnp.isfinite(change), index, int(num_examples)
-        )  # one past the end: dropped
-        kept = jnp.where(is_first, 0, 1)  # the first epoch replaces the ones of the start
+        )  # The index past the end is dropped.
+        kept = jnp.where(is_first, 0, 1)  # The first epoch replaces the initial ones.
         total = state.total.at[rows].multiply(kept.astype(jnp.float32), mode="drop")
         times = state.times.at[rows].multiply(kept.astype(jnp.int32), mode="drop")
         return perturbed_grads, LossChangeState(

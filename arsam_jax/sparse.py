@@ -1,14 +1,14 @@
 """Masks for sparse SAM: ascents that keep a share of the perturbation.
 
-Put one after ``normalize()``: ε is masked after the division by the whole ‖g‖. A mask is refreshed
-at the first sampled step that is ``refresh_every`` or more steps after the last refresh, before it
-is applied. A ``lax.cond`` makes the refresh free on all other steps; under ``vmap`` it runs on the
-steps on which any element needs it. If gradients or scores are not finite, the mask stays as it is
-and the refresh is repeated on the next sampled step. The density is exact at every refresh.
+Put a mask after ``normalize()``, so that ε is masked after the division by the whole ‖g‖. A mask is
+refreshed at the first sampled step that is ``refresh_every`` or more steps after the last refresh,
+before it is applied. A ``lax.cond`` makes the refresh free on all other steps; under ``vmap`` it
+runs on the steps on which any element needs it. If gradients or scores are not finite, the mask
+stays as it is and the refresh is repeated on the next sampled step. The density is exact at every
+refresh.
 
-The masks are what the authors call explicit: they make ε sparse and save no computation. Their
-implicit form, which masks the weights in the first backward pass, and what whole leaves that are
-never perturbed can save, are in docs/methods.md, beside all that their code does otherwise.
+The authors call these masks explicit: they make ε sparse and do not save computation. Their
+implicit form masks the weights in the first backward pass instead. It is not offered here.
 
 References:
   Mi et al., Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach
@@ -30,11 +30,12 @@ from arsam_jax import _check, _devices, _random, _tree
 from arsam_jax._examples import example_loss
 
 Pattern = Literal["unstructured", "structured"] | tuple[int, int] | tuple[int, int, int]
-"""Which weights live or die together: none; those of a leaf; N of M consecutive ones along an axis.
+"""Which weights are masked together.
 
-The last is (N, M, axis), or (N, M) for axis −2: that of the inputs in Flax's kernels, (in, out) and
-(height, width, in, out), along which hardware with 2:4 sparsity has its groups. In the product with
-the transposed kernel, that of a backward pass, it is −1.
+"unstructured" masks each weight separately, "structured" masks whole leaves. (N, M, axis) keeps N
+of every M consecutive weights along an axis; (N, M) means axis −2, the input axis of Flax's
+kernels, (in, out) and (height, width, in, out), along which hardware with 2:4 sparsity has its
+groups. For the product with the transposed kernel, as in a backward pass, it is −1.
 """
 
 
@@ -42,8 +43,8 @@ class SparseMaskState(NamedTuple):
     """State of a mask.
 
     Attributes:
-      mask: bools shaped like the parameters, or one scalar for each leaf if structured.
-      due: int32 scalar, the step from which the mask is to be refreshed.
+      mask: bools shaped like the parameters, or one bool scalar per leaf if structured.
+      due: int32 scalar, the step from which on the mask is to be refreshed.
       key: uint32 (2,), of random draws.
     """
 
@@ -67,25 +68,25 @@ def fisher_mask(
         tx.update(grads, state, params, grad_fn=grad_fn, example_loss_fn=example_loss_fn,
                   batch=batch, fisher_batch=fisher_batch)  # and axis_name in pmap, shard_map
 
-    It is like ``batch``, of any number of examples; the authors draw 1,024 of the training set
-    for each refresh. With ``axis_name`` each device gives its share. Only a refresh reads it: draw
-    it outside the compiled step, and leave it on the device in between. Without it the examples
-    are those of the mini-batch, which are few. Needs ``example_loss_fn``, and ``batch`` or
-    ``fisher_batch``.
+    ``fisher_batch`` is structured like ``batch`` and has any number of examples. The authors draw
+    1,024 examples of the training set for each refresh. With ``axis_name`` each device passes its
+    part. Only a refresh reads it, so draw it outside the compiled step and leave it on the device
+    in between. Without it the examples of the mini-batch are used, which are few. Needs
+    ``example_loss_fn``, and ``batch`` or ``fisher_batch``.
 
-    A refresh of N examples costs N / B gradients of a mini-batch of B. It takes them one by one,
-    which is slower than a batch, and keeps no gradients but their running sum. Batch normalisation
-    in ``example_loss_fn`` then sees one example at a time: with batch statistics the normalised
-    output of a dense layer is constant, and the scores of what comes before it mean nothing. Use
-    running statistics there.
+    A refresh with N examples costs N / B gradients of a mini-batch of size B. It takes the
+    gradients one by one, which is slower than a batch, and keeps only their running sum. Batch
+    normalization in ``example_loss_fn`` then sees one example at a time. With batch statistics the
+    normalized output of a dense layer is constant, and the scores of the layers before it are
+    meaningless, so use running statistics there.
 
     Args:
-      sparsity: share of weights without perturbation, in [0, 1).
-      pattern: "unstructured" keeps the largest scores of all weights; "structured" whole leaves,
-        by mean score, until the budget is reached; (N, M, axis) the N largest of M consecutive
-        weights along the axis of a leaf with two or more, whatever ``sparsity`` says, and all of
-        what does not fill a group and of the other leaves; (N, M) is (N, M, −2).
-      num_examples: how many of the examples given to take, the first ones; None takes all.
+      sparsity: the share of weights without perturbation, in [0, 1).
+      pattern: "unstructured" keeps the largest scores of all weights. "structured" keeps whole
+        leaves, by mean score, until the budget is reached. (N, M, axis) keeps the N largest of M
+        consecutive weights along the axis of a leaf with two or more axes, whatever ``sparsity``
+        is, and all weights that do not fill a group and of all other leaves. (N, M) is (N, M, −2).
+      num_examples: how many of the given examples to use, the first ones; None uses all.
       refresh_every: T_m >= 1, steps between refreshes; the first sampled step is one.
     """
     if num_examples is not None:
@@ -147,18 +148,18 @@ def dynamic_mask(
 ) -> optax.GradientTransformationExtraArgs:
     r"""SSAM-D: a mask of dynamic sparse training.
 
-    It starts at random. A refresh drops the round(f (1 + cos(π t / T)) / 2 · live) live weights
-    with the smallest scores and grows as many of those that were dead, with the largest, so the
-    density never changes; at most as many as are dead. g is the gradient of the mini-batch, w the
-    weights before the perturbation. A refresh costs no gradient.
+    The first mask is random. A refresh drops the round(f (1 + cos(π t / T)) / 2 · live) live
+    weights with the smallest scores, and grows as many of the dead weights, those with the largest
+    scores, so that the density never changes (at most as many as are dead). g is the gradient of
+    the mini-batch, w the weights before the perturbation. A refresh costs no gradient.
 
     Args:
-      sparsity: share of weights without perturbation, in [0, 1).
+      sparsity: the share of weights without perturbation, in [0, 1).
       total_steps: T >= 1, after which nothing is dropped any more.
       drop_rate: f in [0, 1].
       drop_by: the score of live weights: "weight" \|w\|, "gradient" \|g\|, or "random".
-      grow_by: the score of dead ones: "gradient" \|g\|, or "random".
-      refresh_every: T_m >= 1, steps between refreshes; the first is T_m steps in.
+      grow_by: the score of dead weights: "gradient" \|g\|, or "random".
+      refresh_every: T_m >= 1, steps between refreshes; the first is after T_m steps.
       seed: of the first mask and of random scores.
     """
     _check.check_integer("total_steps", total_steps, low=1)
@@ -185,7 +186,7 @@ def dynamic_mask(
         num_live = jnp.sum(live, dtype=jnp.int32)
         num_dropped = jnp.round(rate * num_live.astype(jnp.float32)).astype(jnp.int32)
         num_dropped = jnp.minimum(num_dropped, live.size - num_live)
-        # Ranks count from 0, the live weight of the smallest score and the dead one of the largest.
+        # Rank 0 is the live weight with the smallest score, and the dead one with the largest.
         drop_rank = _rank(jnp.where(live, -scores(drop_by, drop_key), -jnp.inf))
         grow_rank = _rank(jnp.where(live, -jnp.inf, scores(grow_by, grow_key)))
         kept = live & (drop_rank >= num_dropped)
@@ -204,9 +205,9 @@ def dynamic_mask(
 
 
 def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured") -> Any:
-    """The mask that keeps the largest scores: bools like ``scores``, one a leaf if structured.
+    """Returns the mask of the largest scores: bools like ``scores``, one per leaf if structured.
 
-    Ties go to the earlier weight, so that the number kept is exact.
+    Ties go to the earlier weight, so that the number of kept weights is exact.
     """
     _check_pattern(pattern)
     if pattern == "unstructured":
@@ -236,7 +237,7 @@ def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured"
         _check.check_integer("pattern's axis", axis, low=-x.ndim, high=x.ndim - 1)
         rows = jnp.moveaxis(x, axis, -1)
         *others, length = rows.shape
-        whole = length // m * m  # what is left over stays
+        whole = length // m * m  # Weights that do not fill a group are kept.
         groups = rows[..., :whole].reshape(*others, length // m, m)
         ranks = jnp.argsort(jnp.argsort(-groups, axis=-1, stable=True), axis=-1)
         kept = (ranks < n).reshape(*others, whole)
@@ -247,7 +248,7 @@ def keep_largest(scores: Any, sparsity: float, pattern: Pattern = "unstructured"
 
 
 def density(mask: Any, params: Any) -> jax.Array:
-    """The share of weights that a mask keeps, float32 scalar."""
+    """Returns the share of weights that a mask keeps, a float32 scalar."""
     live = jax.tree.map(lambda keep, p: jnp.sum(jnp.broadcast_to(keep, p.shape)), mask, params)
     size = sum(p.size for p in jax.tree.leaves(params))
     return jnp.asarray(sum(jax.tree.leaves(live)), jnp.float32) / max(size, 1)
@@ -306,7 +307,7 @@ def _check_pattern(pattern: Any) -> None:
 
 
 def _num_live(size: int, sparsity: float) -> int:
-    without_rounding = int(size) * sparsity * (1 - 1e-12)  # 100 · 0.07 is above 7
+    without_rounding = int(size) * sparsity * (1 - 1e-12)  # 100 * 0.07 is slightly above 7.
     return int(size) - math.ceil(without_rounding)
 
 

@@ -1,21 +1,21 @@
 r"""SAF and MESA: sharpness-aware training without a second gradient, by a term of the loss.
 
-Both penalise how far the outputs of the network move along its own trajectory,
+Both penalize how far the outputs of the network move along its own trajectory,
 
 .. math::
     \frac{\lambda \tau^2}{B} \sum_i \mathrm{KL}\big(\mathrm{softmax}(z_i^{past} / \tau) \,\|\,
     \mathrm{softmax}(z_i / \tau)\big),
 
-and differ in where the past logits come from. SAF keeps those of each example from a few epochs
-ago (``LogitMemory``); MESA computes them with a moving average of the weights::
+and differ in where the past logits come from. SAF stores the logits of each example from a few
+epochs ago (``LogitMemory``). MESA computes them with a moving average of the weights::
 
     past = model.apply(ema_params, batch)                          # one more forward pass
     loss = loss + mesa_loss(past, logits, epoch)
     ema_params = optax.incremental_update(params, ema_params, 1 - MESA_DECAY)
 
-These are terms of a loss and not transformations of a gradient: add them to the loss of plain SGD.
-The factor τ² and the defaults are those of the authors' code, its README and commands. Epochs count
-from 0, and the term is there while ``start_epoch < epoch < end_epoch``.
+These are terms of a loss and not transformations of a gradient: add them to the loss of the base
+optimizer. The factor τ² and the defaults are those of the authors' code, its README and commands.
+Epochs count from 0, and the term is active while ``start_epoch < epoch < end_epoch``.
 
 References:
   Du et al., Sharpness-Aware Training for Free (arXiv 2205.14083), equations 7 and 8, and
@@ -31,10 +31,10 @@ import jax.numpy as jnp
 from arsam_jax import _check
 
 START_EPOCH = 5
-"""Up to and with this epoch there is no term, unless another one is given."""
+"""The default last epoch without the term."""
 
 MESA_DECAY = 0.9998
-"""Of MESA's moving average in the authors' code; 0.9995 in the paper."""
+"""The decay of MESA's moving average in the authors' code; 0.9995 in the paper."""
 
 
 def trajectory_loss(
@@ -44,13 +44,19 @@ def trajectory_loss(
     temperature: chex.Numeric = 5.0,
     strength: chex.Numeric = 0.3,
 ) -> jax.Array:
-    """The penalty above in every epoch, a scalar of at least float32.
+    """The penalty of SAF and MESA in every epoch, a scalar of at least float32.
 
     Args:
       past_logits: z_past, (batch, classes); no gradient flows into them.
       logits: z, (batch, classes).
       temperature: τ > 0.
-      strength: λ >= 0; the authors take 0.3 for SAF and 0.8 for MESA.
+      strength: λ >= 0; the authors use 0.3 for SAF and 0.8 for MESA.
+
+    Returns:
+      The mean over the batch. It costs no gradient.
+
+    Raises:
+      ValueError: for logits of different shapes or a bad number.
     """
     _check.check_number("temperature", temperature, above=0)
     _check.check_number("strength", strength, low=0)
@@ -87,10 +93,10 @@ def mesa_loss(
     """MESA's term: ``trajectory_loss`` while ``start_epoch < epoch < end_epoch``, else 0.
 
     Args:
-      past_logits: (batch, classes), of the averaged weights.
+      past_logits: (batch, classes), computed with the averaged weights.
       logits: (batch, classes).
       epoch: int scalar, from 0.
-      start_epoch: >= 0; the authors take 5, or 30 % of the epochs.
+      start_epoch: >= 0; the authors use 5, or 30 % of the epochs.
       end_epoch: of the term, >= 0.
       temperature: τ > 0.
       strength: λ >= 0.
@@ -108,13 +114,13 @@ def _while(epoch, start_epoch, end_epoch, term):
 class LogitMemory(NamedTuple):
     """SAF's memory: the logits that each example had in the last ``lag`` epochs.
 
-    Its cost is lag × examples × classes numbers: 6 MB for CIFAR-10 in float32, 15 GB for ImageNet;
-    and a byte for each lag and example. Arrays only, so it is checkpointed with the rest of the
-    state.
+    It holds lag × examples × classes numbers (6 MB for CIFAR-10 in float32, 15 GB for ImageNet) and
+    one byte for each lag and example. It consists of arrays only, so it can be checkpointed with
+    the rest of the state.
 
     Attributes:
       logits: (lag, examples, classes); epoch e is in row e mod lag.
-      is_kept: bool, (lag, examples): where there are logits, free of NaN.
+      is_kept: bool, (lag, examples): where logits without NaN have been stored.
     """
 
     logits: jax.Array
@@ -145,7 +151,7 @@ class LogitMemory(NamedTuple):
         )
 
     def write(self, index: chex.Array, epoch: Any, logits: chex.Array) -> "LogitMemory":
-        """Keeps the logits of the examples ``index`` (int, (batch,)) of this epoch (from 0)."""
+        """Stores the logits of the examples ``index`` (int, (batch,)) of this epoch (from 0)."""
         row = epoch % self.logits.shape[0]
         logits = logits.astype(self.logits.dtype)
         is_kept = ~jnp.isnan(logits).any(axis=-1)
@@ -166,8 +172,8 @@ class LogitMemory(NamedTuple):
     ) -> jax.Array:
         """SAF's term for the examples ``index``; call it before ``write`` of the same epoch.
 
-        ``trajectory_loss`` while ``start_epoch < epoch < end_epoch``, else 0. An example of which
-        nothing is kept in that row adds 0.
+        ``trajectory_loss`` while ``start_epoch < epoch < end_epoch``, else 0. An example without
+        stored logits in that row adds 0.
         """
         row = epoch % self.logits.shape[0]
         kept = self.logits[row, index].astype(logits.dtype)

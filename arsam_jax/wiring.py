@@ -35,36 +35,41 @@ _FREEZING = (
 
 
 def check_wiring(tx: Any, grads: Any, params: Any, **extra_args: Any) -> None:
-    """Compares the arguments of one ``tx.update`` with each other; call it once, before training.
+    """Compares the arguments of one ``tx.update`` with each other. Call it once, before training.
 
-    A second gradient of another mini-batch, another dropout mask or another scale trains, badly,
-    and nothing says so. Here ``grads``, what of it reaches the sharpness-aware link, and
-    ``grad_fn(params)``, taken twice, are compared as numbers, and one error lists what differs and
-    what that looks like::
+    A ``grad_fn`` that uses a different mini-batch, dropout key or scale than ``grads`` still
+    trains, but gives worse results, and nothing reports it. This function evaluates
+    ``grad_fn(params)`` twice, compares it with ``grads`` and with the gradients that reach the
+    sharpness-aware transformation, and raises one error that lists all differences and what they
+    look like. It returns nothing if everything is consistent.
 
-        arsam_jax.check_wiring(tx, grads, params, grad_fn=grad_fn)  # then tx.update with the same
+    It finds:
 
-    It sees other examples, another dropout key or other augmentation; a ``grad_fn`` that draws
-    anew or moves a model at each call; a loss scale, sums in place of means, weight decay on one
-    side; leaves frozen on one side; a link behind an optimizer, a clip or a mask;
-    ``optax.MultiSteps`` around it; a ``value_fn`` of another loss, or an ``example_loss_fn`` where
-    the perturbed gradient comes from it alone (``esam``, ``m_sam``); ``microbatch_grads`` of
-    another mini-batch; arguments that ``tx`` lacks or cannot take. It cannot see what is wrong on
-    both sides alike: to have both compared with the loss of the whole batch give ``value_fn``
-    besides ``grad_fn``.
+    * different examples, dropout keys or augmentation; a ``grad_fn`` that draws anew or changes a
+      model on each call;
+    * a loss scale, sums instead of means, or weight decay on one side;
+    * leaves that are frozen on one side only;
+    * a transformation behind an optimizer, a clip or a mask, and ``optax.MultiSteps`` around it;
+    * a ``value_fn`` of another loss, or an ``example_loss_fn`` of another loss for methods that
+      take the perturbed gradient from it alone (``esam``, ``m_sam``); ``microbatch_grads`` of other
+      examples;
+    * arguments that ``tx`` lacks or cannot use.
 
-    Two compilations of one gradient differ, so differences of up to 1 % of the norm pass, and of
-    10 % where something is computed in 16 bits.
+    It cannot see what is wrong on both sides alike. Pass ``value_fn`` besides ``grad_fn`` to have
+    both compared with the loss of the whole batch.
+
+    Two compilations of one gradient differ slightly. Differences of up to 1 % of the norm are
+    accepted, and of up to 10 % if something is computed in 16 bits.
 
     Costs two gradients, and one each for ``value_fn`` and ``example_loss_fn``, operation by
-    operation unless they are jitted. It works outside ``jit``, ``pmap``, ``shard_map`` and ``vmap``
-    on what those return, and therefore without ``axis_name``. To call it in a jitted train step,
-    before ``tx.update``, run that step once under ``jax.disable_jit()``. That does not work inside
-    ``pmap``, ``shard_map`` and ``vmap``: map the gradient function alone, and call ``check_wiring``
-    on what it returns for one device. The error shows how.
+    operation unless they are jitted. It works outside ``jit``, ``pmap``, ``shard_map`` and
+    ``vmap``, on what those return, and therefore without ``axis_name``. To call it in a jitted
+    train step, before ``tx.update``, run that step once under ``jax.disable_jit()``. That does not
+    work inside ``pmap``, ``shard_map`` and ``vmap``: map the gradient function alone, and call
+    ``check_wiring`` on what it returns for one device. The error shows how.
 
     Args:
-      tx: the whole chain, with exactly one sharpness-aware link.
+      tx: the whole chain, with exactly one sharpness-aware transformation.
       grads: the gradients for ``tx.update``.
       params: the parameters for ``tx.update``.
       **extra_args: its extra arguments: ``grad_fn`` or ``value_fn``, ``example_loss_fn``, ...
@@ -72,13 +77,17 @@ def check_wiring(tx: Any, grads: Any, params: Any, **extra_args: Any) -> None:
     Raises:
       TypeError: inside ``jit``.
       ValueError: if anything is wrong, listing all that was found.
+
+    Example::
+
+        arsam_jax.check_wiring(tx, grads, params, grad_fn=grad_fn)  # then tx.update with the same
     """
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((grads, params))):
         raise TypeError(_EXPLAIN_TRACED)
     state = tx.init(params)
     called, error = _try_update(tx, grads, state, params, extra_args)
     problems = [*_check_chain(state), *([error] if error else [])]
-    if _check.differing_shapes(grads, params) is None:  # else the update has said so
+    if _check.differing_shapes(grads, params) is None:  # otherwise the update has reported it
         tolerance = _tolerance(grads, params, extra_args)
         problems += _check_arrival(tx, grads, state, params, extra_args, tolerance)
         problems += _check_gradients(grads, params, extra_args, called, error, tolerance)
@@ -100,7 +109,7 @@ def _check_chain(state) -> Iterator[str]:
 
 
 def _try_update(tx, grads, state, params, extra_args) -> tuple[set[str], str | None]:
-    """The names of the functions that an update calls, and what goes wrong in it."""
+    """The names of the functions that an update calls, and the error that it raises."""
     called = set()
 
     def noted(name, function):
@@ -121,11 +130,11 @@ def _try_update(tx, grads, state, params, extra_args) -> tuple[set[str], str | N
 
 
 class _ArrivedError(Exception):
-    """Ends an update where the link has its gradients."""
+    """Ends an update once the transformation has received its gradients."""
 
 
 def _check_arrival(tx, grads, state, params, extra_args, tolerance) -> Iterator[str]:
-    """Compares the gradients that reach the link, also if they are large, as a clip may need."""
+    """Compares the gradients that reach the transformation with those given, large ones, too."""
     arrived = []
 
     def see(grads):
@@ -135,11 +144,11 @@ def _check_arrival(tx, grads, state, params, extra_args, tolerance) -> Iterator[
     for text, given in (("", grads), (f" if they are {_LARGE:.0e} times as large", _scaled(grads))):
         arrived.clear()
         try:
-            with jax.disable_jit():  # a wrapper with a lax.cond runs the link on numbers, too
+            with jax.disable_jit():  # so that a lax.cond around it runs on numbers, too
                 tx.update(
                     given, state, params, **extra_args | {"grad_fn": _check.GradientObserver(see)}
                 )
-        except Exception:  # any other, _try_update has met
+        except Exception:  # _try_update has reported any other
             pass
         problems = [
             problem
@@ -162,7 +171,7 @@ def _scaled(grads):
 
 def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Iterator[str]:
     functions = _functions(extra_args)
-    point = _tree.widen(params)  # as the link does
+    point = _tree.widen(params)  # as the transformation does
 
     if "grad_fn" in functions:
         try:
@@ -190,7 +199,7 @@ def _check_gradients(grads, params, extra_args, called, error, tolerance) -> Ite
     gradients = {}
     if "value_fn" in functions:
         gradients["the gradient of value_fn"] = _tree.gradient(functions["value_fn"])
-    if called == {"example_loss_fn"}:  # else it decides at most where to take the gradient
+    if called == {"example_loss_fn"}:  # otherwise it only selects examples
         gradients["the gradient of the mean of example_loss_fn"] = _tree.gradient(
             lambda params: jnp.mean(functions["example_loss_fn"](params, extra_args.get("batch")))
         )
@@ -213,9 +222,9 @@ def _check_microbatches(params, extra_args, tolerance) -> Iterator[str]:
     try:
         take = microbatches.value_and_grad(example_loss_fn, count)
         taken = jax.tree.map(jnp.conj, take(_tree.widen(params), batch)[2])
-    except Exception:  # of the user's functions or of shapes, which the update has met
+    except Exception:  # in the user's functions, which the update has reported
         return
-    if _check.differing_shapes(given, taken):  # the update has said so
+    if _check.differing_shapes(given, taken):  # the update has reported it
         return
     for k in range(count):
         own, right = (jax.tree.map(operator.itemgetter(k), tree) for tree in (given, taken))
@@ -228,7 +237,7 @@ def _check_microbatches(params, extra_args, tolerance) -> Iterator[str]:
 
 
 def _differences(got, expected, params, tolerance, else_why=_OTHER_LOSS) -> Iterator[str]:
-    """What gradients are in comparison with others, as verbs of which they are the subject."""
+    """How gradients differ from others, as verbs of which they are the subject."""
     shapes = _check.differing_shapes(got, expected)
     if shapes:
         yield f"have another structure: {shapes}."
@@ -293,7 +302,7 @@ def _explain(g, e, w, tolerance, else_why) -> str:
 
 @jax.jit
 def _fit(g, e):
-    """The factor with which ``e`` is closest to ``g``, and the norm of what then is left."""
+    """The factor with which ``e`` is closest to ``g``, and the norm of the remaining difference."""
     factor = _tree.safe_divide(_tree.dot(g, e), _tree.dot(e, e))
     rest = [x - factor.astype(y.dtype) * y for x, y in zip(g, e, strict=True)]
     return factor, _tree.norm(rest)
@@ -339,7 +348,7 @@ def _tolerance(grads, params, extra_args) -> float:
         if name in functions and not is_narrow:
             try:
                 jaxpr = str(jax.make_jaxpr(functions[name])(params))
-            except Exception:  # of the user's, which is met again
+            except Exception:  # in the user's functions, which is reported elsewhere
                 continue
             is_narrow = "f16[" in jaxpr or "f8_" in jaxpr
     return 0.1 if is_narrow else 0.01

@@ -329,7 +329,7 @@ def test_a_traced_measure_is_refused_by_name():
 
 
 def test_a_grad_fn_that_only_runs_on_values_runs_outside_jit():
-    tx, params = arsam_jax.budgeted_sam(0.1), jnp.array([1.0, -1.0])
+    tx, params = arsam_jax.budgeted_sam(0.1, share=1 / 8), jnp.array([1.0, -1.0])
     grad_fn = jax.grad(lambda w: jnp.sum(w[np.asarray(jax.lax.stop_gradient(params)) > 0] ** 2))
 
     def on_values(w):
