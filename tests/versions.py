@@ -1,4 +1,4 @@
-"""Marks of the tests that need more than the lowest versions that pyproject.toml allows."""
+"""Marks for tests that need more than the lowest versions that pyproject.toml allows."""
 
 import jax
 import pytest
@@ -13,7 +13,7 @@ as_pure = getattr(nnx, "as_pure", None) or nnx.pure
 
 
 def cases(names):
-    """Parameters of a test, skipped where they are about a regime that JAX does not have."""
+    """Parameters of a test. Those whose parallelism this version of JAX lacks are skipped."""
 
     def marks(name):
         regime = name[-1] if isinstance(name, tuple) else name
