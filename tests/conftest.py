@@ -52,7 +52,7 @@ def x64():
 
 @pytest.fixture(scope="module")
 def standard_promotion():
-    """JAX's default promotion, for Flax, Keras and optax's schedules, which mix ranks and dtypes."""
+    """The default promotion, for Flax, Keras and optax's schedules, which mix ranks and dtypes."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 

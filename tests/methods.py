@@ -135,6 +135,4 @@ KINDS = (
 
 def every_method(names: Iterable[str] = METHODS) -> list[Any]:
     """Parameters of a test that compiles each method. All but ``KINDS`` are long tests."""
-    return [
-        pytest.param(name, marks=() if name in KINDS else pytest.mark.long) for name in names
-    ]
+    return [pytest.param(name, marks=() if name in KINDS else pytest.mark.long) for name in names]
