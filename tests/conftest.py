@@ -38,8 +38,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(100_000, 50, 100)  # Traced programs are many small objects that stay alive.
 
 
-def pytest_sessionfinish():
-    gc.freeze()  # The interpreter would look through gigabytes of compiled programs on exit.
+@pytest.fixture(scope="module", autouse=True)
+def freeze_garbage_collection():
+    """Keeps the collector from looking through gigabytes of compiled programs of other modules."""
+    yield
+    gc.freeze()
 
 
 @pytest.fixture

@@ -133,6 +133,8 @@ KINDS = (
 )
 
 
-def every_method(names: Iterable[str] = METHODS) -> list[Any]:
-    """Parameters of a test that compiles each method. All but ``KINDS`` are long tests."""
-    return [pytest.param(name, marks=() if name in KINDS else pytest.mark.long) for name in names]
+def every_method(default: Iterable[str] = KINDS) -> list[Any]:
+    """Parameters of a test that compiles each method. All but ``default`` are long tests."""
+    return [
+        pytest.param(name, marks=() if name in default else pytest.mark.long) for name in METHODS
+    ]
