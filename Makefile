@@ -6,30 +6,34 @@ PYTHON ?= $(shell \
 	|| ! /usr/bin/python3 -c 'import ensurepip, sys; exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo python3; else echo /usr/bin/python3; fi)
 BIN := .venv/bin
-# What a file's tests share, one worker makes once.
+# All tests of a file run in one worker, because they share compiled functions.
 TEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# A version of Python, JAX or Flax changes interfaces, which these files of tests/library cover.
+ON_VERSIONS := $(addprefix tests/library/test_,contract.py distributed.py laws.py convolutions.py \
+	flax.py keras.py equinox.py wiring.py)
 
-.PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints docs dist help
+.PHONY: demo test test-long test-all test-peers test-lowest test-newest lint format constraints docs dist help
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## SGD, SAM, ARSAM and budgeted SAM on digits with noisy labels
 	$(BIN)/python -m examples.classification $(if $(wildcard runs/digits/config.json),--resume)
 
-test: .venv/installed  ## everything
+test: .venv/installed  ## the tests, except long ones
 	$(BIN)/python $(TEST)
 
-test-fast: .venv/installed  ## the core, for somebody who changes it: a minute and a half
-	$(BIN)/python $(TEST) $(addprefix tests/library/test_,laws.py arsam.py budgeted.py \
-		arguments.py wrappers.py metrics.py)
+test-long: .venv/installed  ## the tests that make test leaves out
+	$(BIN)/python $(TEST) -m long
+
+test-all: test test-long  ## all tests
 
 test-peers: .venv/peers  ## against PyTorch implementations
 	$(BIN)/python -m pytest tests/benchmarks/test_peers.py
 
 test-lowest: .venv/lowest/installed  ## the library on the lowest versions that pyproject.toml allows
-	.venv/lowest/bin/python $(TEST) tests/library $(ONLY)
+	.venv/lowest/bin/python $(TEST) $(ON_VERSIONS)
 
 test-newest: .venv/newest/installed  ## the library on the newest Python at hand, with its newest JAX
-	.venv/newest/bin/python $(TEST) tests/library $(ONLY)
+	.venv/newest/bin/python $(TEST) $(ON_VERSIONS)
 
 lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -1,15 +1,13 @@
-"""Every test runs on eight forced CPU devices with strict promotion of dtypes and ranks."""
+"""All tests run on eight CPU devices, with strict promotion of dtypes and ranks."""
 
-import collections
 import gc
 import os
 import socket
 import tempfile
-import zlib
 from importlib.metadata import version
 
-# Tests compile much and run little. Without fusion emitters, which later versions always have, bits
-# are equal at level 0 too.
+# Tests compile much and run little, so optimization is turned down. Fusion emitters, which later
+# versions of JAX always use, give different bits at level 0.
 HAS_OTHER_EMITTERS = [int(x) for x in version("jax").split(".")[:2]] < [0, 11]
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 FLAGS = [
@@ -21,56 +19,35 @@ FLAGS = [
 if HAS_OTHER_EMITTERS:
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
-os.environ.setdefault("NPROC", "32")  # threads: with one a device XLA:CPU can wait for itself
+os.environ.setdefault("NPROC", "32")  # With one thread per device, XLA:CPU can deadlock.
 
-# What one worker or one test has compiled, the others load. A folder that is named from outside
-# keeps it from run to run.
+# Workers and subprocesses load what another one has compiled.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a twentieth of the time
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # Saves 5 % of the time.
 
-import jax  # noqa: E402 - it reads the environment
+import jax  # noqa: E402 - It reads the environment.
 import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-
-def pytest_addoption(parser):
-    parser.addoption(
-        "--of-each",
-        type=int,
-        metavar="N",
-        help="at most N cases of each test, spread over them, from another one on in each test",
-    )
+gc.set_threshold(100_000, 50, 100)  # Traced programs are many small objects that stay alive.
 
 
-def pytest_collection_modifyitems(config, items):
-    most = config.getoption("of_each")
-    if most is None:
-        return
-    cases = collections.defaultdict(list)
-    for item in items:
-        cases[item.nodeid.partition("[")[0]].append(item)
-    kept = set()
-    for name, those in cases.items():
-        first = zlib.crc32(name.encode())
-        spread = range(0, len(those) * most, max(len(those), most))
-        kept.update(those[(first + place // most) % len(those)] for place in spread)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
-
-
-def pytest_sessionfinish():
-    gc.freeze()  # what was compiled, gigabytes, is not looked through again
+@pytest.fixture(scope="module", autouse=True)
+def freeze_garbage_collection():
+    """Keeps the collector from looking through gigabytes of compiled programs of other modules."""
+    yield
+    gc.freeze()
 
 
 @pytest.fixture
 def x64():
-    """Float64 for the time of a test."""
+    """Enables float64 during one test."""
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
@@ -78,20 +55,14 @@ def x64():
 
 @pytest.fixture(scope="module")
 def standard_promotion():
-    """What JAX does by default: Flax, optax's schedules and the example mix ranks and dtypes."""
+    """The default promotion, for Flax, Keras and optax's schedules, which mix ranks and dtypes."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Where the data sets of a module's tests are prepared."""
-    return tmp_path_factory.mktemp("data")
-
-
 @pytest.fixture
 def free_port():
-    """A function that finds a port for a coordinator of processes."""
+    """Returns a function that finds a free port for the coordinator of several processes."""
 
     def find():
         with socket.socket() as server:

@@ -1,20 +1,22 @@
-"""The methods with the arguments that the contract suite gives them."""
+"""The methods with the arguments that the tests give them, and the choice of ten among them."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import optax
+import pytest
 
 from arsam_jax import sparse
 from arsam_jax.methods import METHODS as PUBLIC
 from arsam_jax.methods import Method
 
-# What a sampled step calls ``grad_fn`` for, if not once.
+# How often a sampled step calls ``grad_fn``, if not once.
 EVALUATIONS = {
     **dict.fromkeys(("esam", "m_sam", "k_sam", "ausam"), 0),
     **dict.fromkeys(("multi_step_sam", "sampa"), 2),
     "gam": 3,
 }
-# What ``optax.inject_hyperparams`` has to leave alone.
+# The arguments that have to be in ``static_args`` of ``optax.inject_hyperparams``.
 STATIC = {
     "arsam": ("norm_mask", "reuse_dtype"),
     "budgeted_sam": ("share", "speedup", "num_microbatches", "reuse_dtype"),
@@ -29,7 +31,7 @@ STATIC = {
 
 
 class Case(NamedTuple):
-    """A method and the arguments the suite gives it."""
+    """A method and the arguments that the tests give it."""
 
     method: Method
     kwargs: dict[str, Any]
@@ -44,7 +46,7 @@ class Case(NamedTuple):
         return self.method.make(**{**self.kwargs, **overrides})
 
     def injected(self) -> optax.GradientTransformationExtraArgs:
-        """With every number an array in the state."""
+        """The transformation with every number an array in the state."""
         make = optax.inject_hyperparams(self.method.make, static_args=self.static)
         return make(**self.kwargs)
 
@@ -88,7 +90,7 @@ METHODS = {
     )
     for name, method in PUBLIC.items()
 }
-# Where other arguments make another method of it.
+# Variants whose arguments select other parts of the code.
 METHODS |= {
     "arsam_without_reuse": Case(
         PUBLIC["arsam"],
@@ -122,3 +124,17 @@ METHODS |= {
         static=STATIC["sparse_sam"],
     ),
 }
+
+# These ten cover all kinds of part: every probe that keeps a state, draws or selects examples,
+# every sampling policy that follows data, and both corrections that keep a tree.
+KINDS = (
+    *("arsam", "ae_sam", "looksam", "budgeted_m_sam", "esam"),
+    *("ausam", "sparse_sam", "momentum_sam", "sampa", "rw_sam"),
+)
+
+
+def every_method(default: Iterable[str] = KINDS) -> list[Any]:
+    """Parameters of a test that compiles each method. All but ``default`` are long tests."""
+    return [
+        pytest.param(name, marks=() if name in default else pytest.mark.long) for name in METHODS
+    ]

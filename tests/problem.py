@@ -1,4 +1,6 @@
-"""One small regression network that every test of a whole training step shares."""
+"""A small regression network, shared by all tests of a whole training step."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ def make_params(dtype=jnp.float32):
     }
 
 
+@functools.cache
 def make_batch(step):
     rng = np.random.default_rng([7, step])
     x = rng.normal(size=(BATCH, 5))
@@ -42,19 +45,19 @@ def loss_fn(params, batch):
 
 
 def example_index(batch, axis_name=None):
-    """Positions in the data set, whose examples are new but in the same order on every step."""
+    """The positions of the examples in the data set, the same on every step."""
     rows = jnp.arange(len(batch[0]), dtype=jnp.int32)
     return rows if axis_name is None else rows + jax.lax.axis_index(axis_name) * len(rows)
 
 
 def make_step(tx, on_gradient=None, axis_name=None, measure=False):
-    """``(params, opt_state, batch) -> (params, opt_state)``, passing every extra argument.
+    """Returns ``(params, opt_state, batch) -> (params, opt_state)``, with every extra argument.
 
     Args:
       tx: the optimizer.
-      on_gradient: called on the host at every executed evaluation of ``grad_fn``.
-      axis_name: of pmap, over which gradients are averaged.
-      measure: whether all metrics are asked for.
+      on_gradient: called on the host each time ``grad_fn`` is executed.
+      axis_name: the mapped axis over which gradients are averaged.
+      measure: whether all metrics are measured.
     """
 
     def step(params, opt_state, batch):
@@ -84,6 +87,16 @@ def make_step(tx, on_gradient=None, axis_name=None, measure=False):
     return step
 
 
+def stack(trees):
+    """Stacks the leaves of several trees along a new first axis."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def pick(tree, i):
+    """Element ``i`` of every leaf of a stacked tree."""
+    return jax.tree.map(lambda x: x[i], tree)
+
+
 def train(tx, steps, params=None, first=0, opt_state=None, step=None):
     """Trains and returns ``(params, opt_state)``."""
     params = make_params() if params is None else params
@@ -111,8 +124,26 @@ def train_sam_of_optax(base, rho, steps, params, **kwargs):
     return params
 
 
+def count_gradients(tx, steps, make=make_step):
+    """Trains; returns the executed gradients of each step, with the clean one, and the state."""
+    executed, counts = [], []
+    step = jax.jit(make(tx, on_gradient=lambda: executed.append(1)))
+    params = make_params()
+    opt_state = tx.init(params)
+    for i in range(steps):
+        executed.clear()
+        params, opt_state = step(params, opt_state, make_batch(i))
+        jax.block_until_ready(params)
+        jax.effects_barrier()
+        counts.append(1 + len(executed))
+    return counts, opt_state
+
+
 def matrix_products(tx, width=64, num_microbatches=None, **kwargs):
-    """In the compiled step of a network of two layers, of one micro-batch where it takes many."""
+    """Counts the matrix products in the compiled step of a network with two layers.
+
+    With micro-batches only those of one micro-batch are counted, because they run in a loop.
+    """
     params = {"in": jnp.ones((width, width)), "out": jnp.ones((width, width))}
 
     def example_loss_fn(params, batch):
@@ -146,6 +177,7 @@ def matrix_products(tx, width=64, num_microbatches=None, **kwargs):
 
 
 def update_with(tx, **extra_args):
+    """One update outside ``jit`` with the given extra arguments."""
     params = make_params()
     extra_args = {"example_index": np.arange(16), **extra_args}
     grads = jax.grad(loss_fn)(params, make_batch(0))

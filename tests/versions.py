@@ -1,4 +1,4 @@
-"""Marks of the tests that need more than the lowest versions that pyproject.toml allows."""
+"""Marks for tests that need more than the lowest versions that pyproject.toml allows."""
 
 import jax
 import pytest
@@ -12,14 +12,16 @@ needs_nnx = pytest.mark.skipif(
 as_pure = getattr(nnx, "as_pure", None) or nnx.pure
 
 
-def cases(names):
-    """Parameters of a test, skipped where they are about a regime that JAX does not have."""
+def cases(names, *more_marks):
+    """Parameters of a test. Those whose parallelism this version of JAX lacks are skipped."""
 
     def marks(name):
         regime = name[-1] if isinstance(name, tuple) else name
         if "shard_map" in regime:
-            return needs_shard_map
-        return needs_set_mesh if regime.startswith(("jit", "explicit")) else ()
+            return (needs_shard_map, *more_marks)
+        return (
+            (needs_set_mesh, *more_marks) if regime.startswith(("jit", "explicit")) else more_marks
+        )
 
     return [
         pytest.param(*(name if isinstance(name, tuple) else (name,)), marks=marks(name))

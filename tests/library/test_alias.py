@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import arsam_jax
-from arsam_jax import _random, ascent, methods, sparse
+from arsam_jax import _random, ascent, methods, radius, sparse
 from tests import reference
 from tests.least_squares import BATCH, SIZE, STEPS, assert_follows, join, split
 from tests.methods import METHODS
@@ -211,6 +211,46 @@ def test_where_all_gradients_are_zero_nothing_moves_and_nothing_is_nan():
             updates, state = tx.update(zeros, state, params, **functions)
             chex.assert_trees_all_equal(updates, zeros)
             chex.assert_tree_all_finite(state)
+
+
+# Defaults
+
+
+@pytest.mark.parametrize(
+    ("function", "defaults"),
+    [
+        (arsam_jax.arsam, {"alpha": 0.4, "ema_decay": 0.9, "segment_length": 50}),
+        (arsam_jax.arsam, {"initial_samples": 1, "min_samples": 1, "reuse_steps": 2}),
+        (arsam_jax.looksam, {"k": 5, "alpha": 0.7}),
+        (arsam_jax.ae_sam, {"decay": 0.9, "lambda_1": -1, "lambda_2": 1}),
+        (arsam_jax.esam, {"beta": 0.5, "gamma": 0.5, "per": "coordinate"}),
+        (arsam_jax.asam, {"eta": 0.01}),
+        (arsam_jax.wsam, {"gamma": 0.9}),
+        (arsam_jax.gam, {"grad_rho": 0.02, "alpha": 0.6, "beta": 0.5, "gamma": 0.03}),
+        (arsam_jax.momentum_sam, {"decay": 0.9}),
+        (arsam_jax.sampa, {"interpolation": 0.2}),
+        (arsam_jax.friendly_sam, {"sigma": 1, "decay": 0.9}),
+        (arsam_jax.rw_sam, {"inverse_temperature": 1}),
+        (arsam_jax.k_sam, {"share": 0.5}),
+        (arsam_jax.ausam, {"share": 0.5, "rise_epochs": 30, "min_weight": 0.1, "max_weight": 0.5}),
+        (arsam_jax.sparse_sam, {"sparsity": 0.5}),
+        (radius.proportional_to_params, {"fraction": 0.009}),
+        (radius.hold_ratio, {"initial": 0.05, "rate": 0.1}),
+    ],
+)
+def test_defaults_are_those_that_are_documented(function, defaults):
+    parameters = inspect.signature(function).parameters
+    assert {name: parameters[name].default for name in defaults} == defaults
+
+
+@pytest.mark.parametrize("share", [None, 0.1])
+def test_defaults_of_budgeted_sam_depend_on_the_share(share):
+    """The share is 1/4 and the bound of reuse is the smaller of 0.1 and 0.8 times the share."""
+    chosen = 0.25 if share is None else share
+    given = {} if share is None else {"share": share}
+    explicit = arsam_jax.budgeted_sam(0.1, share=chosen, bound=min(0.1, 0.8 * chosen))
+    results = [train(tx, 8) for tx in (arsam_jax.budgeted_sam(0.1, **given), explicit)]
+    chex.assert_trees_all_equal(*results)
 
 
 # Bad arguments

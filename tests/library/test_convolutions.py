@@ -1,4 +1,4 @@
-"""Tests of fast_convolutions: the same bits and effects, only canonical convolutions on CPU."""
+"""``fast_convolutions`` gives the same bits and effects, with canonical convolutions on CPU."""
 
 import functools
 import re
@@ -101,8 +101,6 @@ def check(fn, params, inside=assert_same_bits):
 CONVOLUTIONS = {
     "plain": ((2, 8, 8, 3), (3, 3, 3, 4), {}),
     "strided": ((2, 9, 9, 3), (3, 3, 3, 4), {"strides": (2, 3)}),
-    "padded": ((2, 8, 8, 3), (3, 3, 3, 4), {"padding": ((0, 2), (1, 0))}),
-    "dilated": ((2, 9, 9, 3), (3, 3, 3, 4), {"rhs_dilation": (2, 1)}),
     "lhs dilated": (
         (2, 5, 5, 3),
         (3, 3, 3, 4),
@@ -110,25 +108,14 @@ CONVOLUTIONS = {
     ),
     "grouped": ((2, 8, 8, 4), (3, 3, 2, 6), {"feature_group_count": 2}),
     "depthwise": ((2, 8, 8, 4), (3, 3, 1, 4), {"feature_group_count": 4}),
-    "batch groups": ((4, 8, 8, 3), (3, 3, 3, 4), {"batch_group_count": 2}),
-    "precise": (
-        (2, 8, 8, 3),
-        (3, 3, 3, 4),
-        {"precision": lax.Precision.HIGHEST, "preferred_element_type": jnp.float32},
-    ),
     "NCHW": ((2, 3, 8, 8), (4, 3, 3, 3), {"numbers": NCHW}),
     "mixed layout": ((8, 2, 3, 8), (3, 4, 3, 3), {"numbers": ("HNCW", "IOWH", "CWNH")}),
     "1-D": ((2, 9, 3), (3, 3, 4), {"numbers": ("NHC", "HIO", "NHC"), "strides": (2,)}),
-    "3-D": (
-        (2, 4, 5, 6, 3),
-        (2, 3, 3, 3, 4),
-        {"numbers": ("NDHWC", "DHWIO", "NDHWC"), "strides": (1, 2, 1)},
-    ),
 }
 
 
-# XLA makes another convolution of these before it looks at the form.
-REGROUPED = ["grouped", "batch groups"]
+# XLA turns a grouped convolution into another one before it looks at the form.
+REGROUPED = ["grouped"]
 
 
 def gradient_and_params(name, dtype):
@@ -144,30 +131,9 @@ def test_gradients_of_every_convolution(name):
     assert_same_bits(jax.jit(fast_convolutions(gradient))(params), jax.jit(gradient)(params))
 
 
-@pytest.mark.parametrize("name", ["plain", "depthwise", "strided", "NCHW"])
+@pytest.mark.parametrize("name", ["plain", "strided"])
 def test_bfloat16(name):
     check(*gradient_and_params(name, jnp.bfloat16))
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["plain", "depthwise", "strided"])
-def test_float64(name):
-    check(*gradient_and_params(name, jnp.float64))
-
-
-def test_complex():
-    params = lax.complex(normal(0, (3, 3, 3, 4)), normal(1, (3, 3, 3, 4)))
-    x = lax.complex(normal(2, (2, 8, 8, 3)), normal(3, (2, 8, 8, 3)))
-    check(jax.grad(lambda w: jnp.sum(jnp.abs(conv(x, w)) ** 2)), params)
-
-
-def test_transposed_convolution():
-    x = normal(0, (2, 4, 4, 3))
-
-    def loss(w):
-        return jnp.sum(lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=NHWC) ** 2)
-
-    check(jax.grad(loss), normal(1, (3, 3, 3, 4)))
 
 
 @jax.custom_jvp
@@ -218,11 +184,6 @@ def checkpointed(w, x):
     return jax.checkpoint(lambda x: jnp.tanh(conv(jnp.tanh(conv(x, w)), w)))(x)
 
 
-def scanned_checkpoints(w, x):
-    layer = jax.checkpoint(lambda x, w: (jnp.tanh(conv(x, w)), None))
-    return lax.scan(layer, x, jnp.stack([w, 2 * w]))[0]
-
-
 def branching(w, x):
     return lax.cond(x[0, 0, 0, 0] > 9, jnp.tanh, lambda x: jnp.tanh(conv(x, w)), x)
 
@@ -245,10 +206,6 @@ def looping(w, x):
     return conv(x, w)
 
 
-def fori(w, x):
-    return lax.fori_loop(0, 2, lambda _, x: jnp.tanh(conv(x, w)), x)
-
-
 def nested_jit(w, x):
     layer = jax.jit(lambda x, w: jnp.tanh(conv(x, w)))
     return jax.jit(lambda x: layer(layer(x, w), w))(x)
@@ -269,7 +226,7 @@ def mapped(w, x):
 
 
 FLAT = [checkpointed, nested_jit, custom_rules_beside, custom_rules_around]
-NESTED = [scanned, scanned_checkpoints, branching, switching, looping, fori, mapped]
+NESTED = [scanned, branching, switching, looping, mapped]
 
 
 @pytest.mark.parametrize("model", FLAT + NESTED, ids=lambda m: m.__name__)
@@ -286,14 +243,6 @@ def test_gradients_of_microbatches():
 
     take = microbatches.value_and_grad(example_loss_fn, 2)
     assert all_canonical(take, normal(1, (3, 3, 4, 4)), normal(0, (4, 6, 6, 4)))
-
-
-def test_vmap_of_the_whole():
-    x, ws = normal(0, (2, 6, 6, 4)), normal(1, (3, 3, 3, 4, 4)) / 5
-    gradient = jax.grad(lambda w: jnp.mean(scanned(w, x) ** 2))
-    fast = jax.vmap(fast_convolutions(gradient))
-    # A loop over grouped convolutions: bits are those of the machine's vector units.
-    assert_close(jax.jit(fast)(ws), jax.jit(jax.vmap(gradient))(ws))
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.vmap, lambda f: f])
@@ -358,13 +307,6 @@ def test_untouched_equations_are_the_same():
     assert printed(fast_convolutions(fn), w) == printed(fn, w)
 
 
-def test_shared_jaxprs_stay_shared():
-    layer = jax.jit(lambda x, w: conv(x, w, NCHW))
-    x, w = normal(0, (2, 3, 6, 6)), normal(1, (3, 3, 3, 3))
-    fast = fast_convolutions(lambda w: layer(layer(layer(x, w), w), w))
-    assert len(convolutions(fast, w)) == 1
-
-
 class Pair(NamedTuple):
     first: Any
     second: Any
@@ -388,62 +330,6 @@ def test_pytrees_and_weak_types():
     assert jax.tree.structure(actual[1]) == jax.tree.structure(expected[1])
     assert_same_bits(jax.jit(fast)(params), jax.jit(fn)(params))
     assert fast(params)[0].first["none"] is None
-
-
-def test_dropped_and_duplicate_outputs():
-    w = normal(0, (3, 3, 3, 3))
-    x = normal(1, (2, 3, 6, 6))
-
-    def fn(w):
-        conv(x, w, NCHW)
-        y = conv(x, w, NCHW)
-        return y, y, w
-
-    check(fn, w)
-
-
-def test_linen_batch_norm_model():
-    nn = pytest.importorskip("flax.linen")
-
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            for features in (4, 8):
-                x = nn.Conv(features, (3, 3), strides=2, use_bias=False)(x)
-                x = nn.relu(nn.BatchNorm(use_running_average=False)(x))
-            return nn.Dense(3)(x.mean((1, 2)))
-
-    x = normal(0, (4, 8, 8, 3))
-    variables = Model().init(jax.random.key(0), x)
-
-    def loss(params):
-        variables_now = {**variables, "params": params}
-        logits, updates = Model().apply(variables_now, x, mutable=["batch_stats"])
-        return jnp.mean(logits**2), updates
-
-    check(jax.grad(loss, has_aux=True), variables["params"])
-
-
-def test_nnx_batch_norm_model():
-    nnx = pytest.importorskip("flax.nnx")
-
-    class Model(nnx.Module):
-        def __init__(self, rngs):
-            self.conv1 = nnx.Conv(3, 4, (3, 3), strides=2, rngs=rngs)
-            self.norm = nnx.BatchNorm(4, rngs=rngs)
-            self.conv2 = nnx.Conv(4, 4, (3, 3), rngs=rngs)
-
-        def __call__(self, x):
-            return self.conv2(nnx.relu(self.norm(self.conv1(x))))
-
-    x = normal(0, (4, 8, 8, 3))
-    graph, params, rest = nnx.split(Model(nnx.Rngs(0)), nnx.Param, ...)
-
-    def loss(params):
-        model = nnx.merge(graph, params, jax.tree.map(jnp.copy, rest))
-        return jnp.mean(model(x) ** 2), nnx.state(model, nnx.BatchStat)
-
-    check(jax.grad(loss, has_aux=True), params)
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit, lambda f: jax.jit(in_cond(f))])
@@ -574,19 +460,6 @@ def test_pmap():
     np.testing.assert_allclose(fast(ws, x), untouched(ws, x), rtol=1e-5, atol=1e-7)
 
 
-def test_shard_map_around(mesh):
-    w, x = normal(0, (3, 3, 4, 4)), normal(1, (8, 8, 8, 4))
-
-    def sharded(wrap):
-        def gradient(w, x):
-            return wrap(jax.grad(lambda w: lax.pmean(jnp.mean(conv(x, w) ** 2), "i")))(w)
-
-        return shard_map(gradient, mesh, (P(), P("i")), P())
-
-    assert all_canonical(sharded(fast_convolutions), w, x)
-    assert_same_bits(jax.jit(sharded(fast_convolutions))(w, x), jax.jit(sharded(lambda f: f))(w, x))
-
-
 def test_shard_map_inside(mesh):
     x = normal(1, (8, 8, 8, 4))
 
@@ -595,18 +468,6 @@ def test_shard_map_inside(mesh):
 
     loss = shard_map(local_loss, mesh, (P(), P("i")), P())
     check(jax.grad(lambda w: loss(w, x)), normal(0, (3, 3, 4, 4)))
-
-
-def test_sharded_inputs(mesh):
-    w, x = normal(0, (3, 3, 4, 4)), normal(1, (8, 8, 8, 4))
-    x = jax.device_put(x, jax.sharding.NamedSharding(mesh, P("i")))
-
-    def step(wrap, w, x):
-        return wrap(jax.grad(lambda w: jnp.mean(conv(x, w) ** 2)))(w)
-
-    fast = jax.jit(functools.partial(step, fast_convolutions))
-    untouched = jax.jit(functools.partial(step, lambda fn: fn))
-    assert_same_bits(fast(w, x), untouched(w, x))
 
 
 @needs_set_mesh
@@ -652,7 +513,7 @@ print(*(w.message for w in caught), sep="\\n")
 
 
 def test_without_jax_internals_the_package_works_and_warns_once():
-    """As a JAX would be that has moved the names which the rewriting needs."""
+    """Another version of JAX may have moved the names that the rewriting needs."""
     code = WITHOUT_INTERNALS.format(name="conv_general_dilated_p")
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Every method on four devices equals one device; decisions cannot differ."""
+"""Methods on four devices give the results of one device, and devices decide alike."""
 
 import functools
 import os
@@ -18,22 +18,24 @@ from jax.sharding import PartitionSpec as P
 
 import arsam_jax
 from arsam_jax import microbatches, parallel, sampling
-from tests.methods import METHODS
+from tests.methods import METHODS, every_method
 from tests.versions import cases, needs_set_mesh, needs_shard_map
 
-STEPS, DEVICES, BATCH, INPUTS, HIDDEN = 200, 4, 16, 8, 16
-EXAMPLES = 64  # of the data set, as METHODS says
-EACH = "shard_map" if hasattr(jax, "shard_map") else "pmap"
+STEPS, DEVICES, BATCH, INPUTS, HIDDEN = 40, 4, 16, 8, 16
+EXAMPLES = 64  # The size of the data set in tests.methods.
 ALL = ("pmap", "shard_map", "shard_map unchecked", "jit sharded", "explicit", "explicit sharded")
-DIFFERENT = ("arsam", "esam", "m_sam", "ausam", "sparse_sam")  # from one regime to another
-# Ask for more than a gradient. The others are run over an axis by the contract suite, with vmap.
-OTHERS = ("sampa", "k_sam", "rw_sam", "budgeted_m_sam", "gam")
-CASES = [(name, EACH) for name in OTHERS] + [(name, where) for name in DIFFERENT for where in ALL]
+# Every kind of parallelism, and every method that takes gradients itself in one of them.
+CASES = [("arsam", where) for where in ALL]
+CASES += [("sparse_sam", "shard_map"), ("budgeted_m_sam", "shard_map")]
+CASES += [("esam", "explicit sharded"), ("ausam", "explicit")]
+MORE = [(name, "shard_map") for name in ("sampa", "k_sam", "rw_sam", "gam")]
+MORE += [(name, where) for name in ("esam", "m_sam", "ausam", "sparse_sam") for where in ALL]
+MORE = [case for case in MORE if case not in CASES]
 
 
 @pytest.fixture(autouse=True)
 def double(x64):
-    """Differences of rounding stay small over 200 steps in float64."""
+    """Float64 keeps rounding errors small over many steps."""
 
 
 def make_params():
@@ -198,11 +200,11 @@ def on_devices(name, regime):
         return (params, *rest), sampled
 
 
-@pytest.mark.parametrize(("name", "regime"), cases(CASES))
-def test_devices_equal_one_over_200_steps(name, regime):
+@pytest.mark.parametrize(("name", "regime"), cases(CASES) + cases(MORE, pytest.mark.long))
+def test_devices_give_the_results_of_one_device(name, regime):
     carry, sampled = jax.device_get(on_devices(name, regime))
     if METHODS[name].method.is_local and not regime.startswith(("jit", "explicit")):
-        expected = on_devices(name, "pmap")  # by definition not that of one device
+        expected = on_devices(name, "pmap")  # By definition it is not that of one device.
     else:
         expected = on_one_device(name)
     expected_carry, expected_sampled = jax.device_get(expected)
@@ -213,8 +215,8 @@ def test_devices_equal_one_over_200_steps(name, regime):
 
 @needs_shard_map
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_alike_on_all_devices_is_so_by_its_type(name):
-    """Parameters, state and decisions of each method, by which ``shard_map`` lets them out."""
+def test_parameters_state_and_decisions_are_replicated_by_their_types(name):
+    """Otherwise ``shard_map`` does not return them with the specification ``P()``."""
     tx = make_tx(name)
     arguments = jax.eval_shape(lambda: (start(tx, make_params()), make_batches()))
     traced = in_shard_map(tx).trace(*arguments)
@@ -222,9 +224,9 @@ def test_what_is_alike_on_all_devices_is_so_by_its_type(name):
 
 
 @needs_set_mesh
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", every_method())
 def test_shardings_are_those_of_the_start(name):
-    """Of parameters and state under explicit sharding, where they are part of the types."""
+    """With explicit sharding the shardings of parameters and state are part of their types."""
     with jax.set_mesh(mesh_of("explicit")):
         step, (carry, batches) = on_shards(make_tx(name), "explicit sharded")
         *after, _ = jax.jit(step).trace(carry, batches).jaxpr.out_avals
@@ -417,9 +419,9 @@ def test_perturbation_of_each_shard_needs_one_all_reduce_and_is_its_formula(give
     np.testing.assert_allclose(mapped(w, state, x), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["arsam", "looksam", "momentum_sam", "sparse_sam"])
+@pytest.mark.parametrize("name", ["arsam", pytest.param("sparse_sam", marks=pytest.mark.long)])
 def test_a_state_moves_to_another_number_of_devices(name, tmp_path):
-    """Saved from four devices with sharded parameters, it goes on on two with the same steps."""
+    """A run saved from four devices with sharded parameters continues on two of them."""
     tx = make_tx(name)
     batches = make_batches()
     run = jax.jit(scanned(make_step(tx)))
@@ -439,7 +441,7 @@ def test_a_state_moves_to_another_number_of_devices(name, tmp_path):
     def last(batches, steps):
         return jax.tree.map(lambda x: x[steps:], batches)
 
-    carry, _ = run(on(4)(start(tx, make_params())), first(batches, 50))
+    carry, _ = run(on(4)(start(tx, make_params())), first(batches, 20))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", carry)
         checkpointer.wait_until_finished()
@@ -449,9 +451,9 @@ def test_a_state_moves_to_another_number_of_devices(name, tmp_path):
         assert x.sharding == y.sharding
     chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(carry))
     parallel.check_same_everywhere(restored[2])
-    result, sampled = jax.device_get(run(restored, last(batches, 50)))
+    result, sampled = jax.device_get(run(restored, last(batches, 20)))
     expected, expected_sampled = jax.device_get(on_one_device(name))
-    np.testing.assert_array_equal(sampled, expected_sampled[50:])
+    np.testing.assert_array_equal(sampled, expected_sampled[20:])
     chex.assert_trees_all_close(result, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -533,9 +535,10 @@ def test_with_axis_name_devices_that_would_decide_apart_decide_alike():
         assert is_uniform == "True"
 
 
+@pytest.mark.long
 @needs_shard_map
-def test_without_it_they_hang_until_xla_ends_them():
-    """What the error of shard_map, axis_name and check_same_everywhere are there for."""
+def test_without_axis_name_devices_that_decide_apart_wait_until_xla_ends_them():
+    """The error of shard_map, axis_name and check_same_everywhere prevent this."""
     process = launch(SEPARATE_DECISIONS, "hang", devices=4)
     _, errors = process.communicate(timeout=240)
     assert process.returncode != 0
@@ -585,7 +588,6 @@ jax.config.update("jax_enable_x64", True)
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from tests.library import test_distributed as here
-here.STEPS = 50  # gloo is slow
 mesh = Mesh(jax.devices(), ("batch",))
 
 def everywhere(tree, spec, part=lambda x: x):
@@ -610,6 +612,7 @@ for name in here.IN_TWO_PROCESSES:
 IN_TWO_PROCESSES = ("arsam", "esam", "sparse_sam")
 
 
-def test_two_processes_equal_one_device_over_50_steps(free_port):
+@pytest.mark.long
+def test_two_processes_give_the_results_of_one_device(free_port):
     for output in launch_two_processes(IN_PROCESSES, free_port()):
         assert [output.count(f"equal: {name}\n") for name in IN_TWO_PROCESSES] == [1, 1, 1]

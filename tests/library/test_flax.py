@@ -1,4 +1,4 @@
-"""Linen and NNX: BatchNorm moves once, dropout masks agree, any method fits the same step."""
+"""Linen and NNX: BatchNorm moves once, dropout masks agree, one step works for any method."""
 
 import functools
 
@@ -36,8 +36,13 @@ class LinenState(TrainState):
     batch_stats: dict
 
 
+@functools.cache
+def linen_variables():
+    return jax.jit(lambda: LinenNet().init(jax.random.key(0), X, train=False))()
+
+
 def linen_state(tx):
-    variables = LinenNet().init(jax.random.key(0), X, train=False)
+    variables = linen_variables()
     return LinenState.create(
         apply_fn=LinenNet().apply,
         params=variables["params"],
@@ -80,11 +85,12 @@ def make_tx(link):
 
 def test_linen_batch_stats_move_once_and_only_by_the_clean_pass():
     state = linen_state(make_tx(arsam_jax.sam(0.5)))
-    _, expected = linen_loss(state.params, state, jax.random.fold_in(jax.random.key(1), 0))
+    jitted_loss = jax.jit(linen_loss)
+    _, expected = jitted_loss(state.params, state, jax.random.fold_in(jax.random.key(1), 0))
     after, _ = jax.jit(linen_step)(state)
     chex.assert_trees_all_close(after.batch_stats, expected["batch_stats"], rtol=1e-6)
     perturbed_params = jax.tree.map(lambda w: w + 0.1, state.params)
-    _, other = linen_loss(perturbed_params, state, jax.random.key(1))
+    _, other = jitted_loss(perturbed_params, state, jax.random.key(1))
     with pytest.raises(AssertionError):  # the perturbed pass would have moved them elsewhere
         chex.assert_trees_all_close(after.batch_stats, other["batch_stats"], rtol=1e-6)
 
@@ -92,9 +98,10 @@ def test_linen_batch_stats_move_once_and_only_by_the_clean_pass():
 def test_linen_dropout_masks_are_the_same_in_both_passes():
     masks = []
     state = linen_state(make_tx(arsam_jax.sam(1e-6)))
+    step = jax.jit(lambda s: linen_step(s, masks.append))
     for _ in range(2):
         masks.clear()
-        state, changed = jax.jit(lambda s: linen_step(s, masks.append))(state)
+        state, changed = step(state)
         jax.effects_barrier()
         assert len(masks) == 1
         np.testing.assert_array_equal(masks[0], changed["intermediates"]["mask"][0])
@@ -102,7 +109,8 @@ def test_linen_dropout_masks_are_the_same_in_both_passes():
 
 def test_linen_state_forwards_extra_args_and_replaces_fields():
     tx = make_tx(arsam_jax.arsam(0.1, 0.5, warmup_steps=2))
-    state, _ = linen_step(linen_state(tx), fisher_batch=None, extra_args={"unknown_extra": 3})
+    step = jax.jit(lambda s: linen_step(s, fisher_batch=None, extra_args={"unknown_extra": 3})[0])
+    state = step(linen_state(tx))
     assert state.step == 1
     assert state.tx is tx
     assert arsam_jax.get_metrics(state.opt_state).num_sampled == 1
@@ -130,8 +138,8 @@ def test_flax_own_state_is_told_which_one_to_take(kwargs):
 
 def test_linen_step_takes_a_plain_optimizer_unchanged():
     state = linen_state(optax.sgd(0.1))
-    after, _ = linen_step(state)
-    grads, _ = jax.grad(linen_loss, has_aux=True)(
+    after, _ = jax.jit(linen_step)(state)
+    grads, _ = jax.jit(jax.grad(linen_loss, has_aux=True))(
         state.params, state, jax.random.fold_in(jax.random.key(1), 0)
     )
     expected = jax.tree.map(lambda w, g: w - 0.1 * g, state.params, grads)
@@ -258,6 +266,7 @@ def test_nnx_auxiliary_output_and_arguments():
     )
 
 
+@nnx.jit
 def loop_over_parts(model, params):
     """Loss and gradients, accumulated by hand: NNX's own gradient of each part after the other."""
     nnx.update(model, params)

@@ -130,6 +130,7 @@ def test_saved_weights_resume_bit_for_bit(tmp_path):
     chex.assert_trees_all_equal(resumed.link_state, whole.link_state)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own
 def test_a_backup_resumes_bit_for_bit(tmp_path):
     link = arsam_jax.arsam(0.1, 0.5, segment_length=4, initial_samples=2)
@@ -200,6 +201,7 @@ def test_a_loaded_model_is_compiled_as_keras_does_unless_it_had_a_link(tmp_path)
     chex.assert_trees_all_equal(values(loaded.variables), values(ours.variables))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras' own
 def test_a_state_tree_resumes_bit_for_bit():
     models = []

@@ -12,8 +12,9 @@ import pytest
 
 import arsam_jax
 from arsam_jax import ascent, correction, probe, sampling, selection, sharpness_aware, sparse
-from tests.methods import METHODS
+from tests.methods import METHODS, every_method
 from tests.problem import (
+    count_gradients,
     loss_fn,
     make_batch,
     make_params,
@@ -21,23 +22,6 @@ from tests.problem import (
     train,
     train_sam_of_optax,
 )
-
-
-def count_gradients(tx, steps, make=make_step, params=None):
-    """Trains and returns the executed gradient evaluations of each step, the clean one included."""
-    executed = []
-    step = jax.jit(make(tx, on_gradient=lambda: executed.append(1)))
-    params = make_params() if params is None else params
-    opt_state = tx.init(params)
-    counts = []
-    for i in range(steps):
-        executed.clear()
-        params, opt_state = step(params, opt_state, make_batch(i))
-        jax.block_until_ready(params)
-        jax.effects_barrier()
-        counts.append(1 + len(executed))
-    return np.array(counts), opt_state
-
 
 # 1. One lax.cond; the untaken branch costs nothing.
 
@@ -53,16 +37,16 @@ def count_gradients(tx, steps, make=make_step, params=None):
 )
 def test_executed_gradients_are_one_plus_sampled(policy, expected):
     counts, state = count_gradients(sharpness_aware(0.1, sampling=policy), 12)
-    assert counts.tolist() == expected
+    assert counts == expected
     assert state.metrics.num_sampled == sum(expected) - 12
 
 
 def test_executed_gradients_of_arsam_are_one_plus_sampled():
     tx = arsam_jax.arsam(0.1, 0.5, segment_length=10, initial_samples=4, warmup_steps=3)
     counts, state = count_gradients(tx, 60)
-    assert counts[:3].tolist() == [2, 2, 2]
-    assert set(counts.tolist()) == {1, 2}
-    assert state.metrics.num_sampled == (counts - 1).sum()
+    assert counts[:3] == [2, 2, 2]
+    assert set(counts) == {1, 2}
+    assert state.metrics.num_sampled == sum(counts) - 60
 
 
 def test_there_is_one_cond_and_the_first_gradient_is_outside_it():
@@ -289,8 +273,8 @@ def test_no_radius_is_the_base_optimizer_in_a_program_that_is_fused(make):
 
 def test_sam_equals_the_sam_of_optax(x64):
     params = jax.tree.map(lambda x: x.astype(jnp.float64), make_params())
-    ours, _ = train(optax.chain(arsam_jax.sam(0.1), BASE), 100, params)
-    theirs = train_sam_of_optax(BASE, 0.1, 100, params)
+    ours, _ = train(optax.chain(arsam_jax.sam(0.1), BASE), 20, params)
+    theirs = train_sam_of_optax(BASE, 0.1, 20, params)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -304,7 +288,7 @@ def test_arsam_that_samples_every_step_is_sam():
     assert arsam_jax.get_metrics(opt_state).num_sampled == 40
 
 
-@pytest.mark.parametrize("name", ["sam", "arsam", "momentum_sam", "gsam", "m_sam"])
+@pytest.mark.parametrize("name", ["arsam", "momentum_sam", "m_sam"])
 def test_an_injected_radius_below_zero_is_zero(name):
     method = METHODS[name]
     injected = method.injected()
@@ -318,8 +302,8 @@ def test_an_injected_radius_below_zero_is_zero(name):
     assert arsam_jax.get_metrics(state).rho == 0
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_radius_that_is_no_number_is_seen_in_what_is_emitted_and_kept_nowhere(name):
+@pytest.mark.parametrize("name", every_method())
+def test_a_radius_of_nan_is_visible_in_the_update_and_stored_nowhere(name):
     method = METHODS[name]
     tx = method.make(rho=lambda step: jnp.where(step == 3, jnp.nan, 0.1))
     params, state = make_params(), tx.init(make_params())
@@ -331,23 +315,9 @@ def test_a_radius_that_is_no_number_is_seen_in_what_is_emitted_and_kept_nowhere(
         chex.assert_tree_all_finite((state.probe, state.sampling, state.correction))
 
 
-# 6. All devices take the same branch.
+# 6. All devices take the same branch: tests/library/test_distributed.py.
 
-
-def test_decisions_agree_on_all_devices():
-    tx = arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2)
-    step = jax.pmap(make_step(tx, axis_name="batch"), axis_name="batch")
-    params, opt_state = jax.tree.map(
-        lambda x: jnp.stack([x] * 8), (make_params(), tx.init(make_params()))
-    )
-    decisions = []
-    for i in range(30):
-        batch = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), make_batch(i))
-        params, opt_state = step(params, opt_state, batch)
-        decisions.append(np.asarray(opt_state.metrics.sampled))
-    decisions = np.stack(decisions)
-    assert (decisions == decisions[:, :1]).all()
-    assert 0 < decisions.mean() < 1
+# 11. Every random stream has its own key.
 
 
 def test_the_draw_of_a_step_depends_on_seed_and_step_alone():
@@ -458,13 +428,6 @@ def test_accumulation_inside_grad_fn_equals_the_whole_batch():
     tx = optax.chain(arsam_jax.arsam(0.1, 0.5, segment_length=5, initial_samples=2), BASE)
     accumulated = train(tx, 20, step=jax.jit(make_accumulating(tx)))
     chex.assert_trees_all_close(accumulated, train(tx, 20), rtol=1e-4, atol=1e-5)
-
-
-def test_multi_steps_pays_the_second_gradient_on_every_micro_step_as_documented():
-    tx = optax.MultiSteps(arsam_jax.sam(0.1), every_k_schedule=2)
-    with jax.numpy_dtype_promotion("standard"):  # optax divides float32 by int32 here
-        counts, _ = count_gradients(tx, 4)
-    assert counts.sum() == 4 + 4  # of two real steps
 
 
 # 9. Buffers.
@@ -626,14 +589,6 @@ def test_ae_sam_keeps_its_last_threshold_after_the_planned_steps():
     assert 0.6 < sampled[100:].mean() < 0.98
 
 
-def test_a_buffer_narrower_than_float64_never_keeps_an_overflow(x64):
-    tx = arsam_jax.arsam(0.1, 1.0, warmup_steps=9, reuse_dtype=jnp.float32)
-    params = jnp.ones(2, jnp.float64)
-    _, state = tx.update(params, tx.init(params), params, grad_fn=lambda w: 1e50 * w)
-    chex.assert_tree_all_finite(state.correction)
-    assert state.metrics.sampled
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -675,33 +630,19 @@ def test_asam_scales_a_complex_weight_by_its_modulus():
     np.testing.assert_allclose(seen[-1], w + epsilon, rtol=1e-6)
 
 
-@pytest.mark.parametrize("by", ["grad_fn", "value_fn"])
 @pytest.mark.parametrize(
-    "make",
+    ("make", "by"),
     [
-        lambda: arsam_jax.sam(0.1),
-        lambda: arsam_jax.arsam(0.1, 0.5, segment_length=4),
-        lambda: arsam_jax.looksam(0.1, 3),
-        lambda: arsam_jax.budgeted_sam(0.1, share=0.3),
-        lambda: arsam_jax.gsam(0.1, 0.3),
-        lambda: arsam_jax.momentum_sam(0.1),
-        lambda: arsam_jax.gam(0.1, gamma=0.3),
-        lambda: arsam_jax.sampa(0.1, 0.05),
-        lambda: arsam_jax.m_sam(0.1, 2),
-        lambda: arsam_jax.esam(0.1, beta=1, gamma=0.5),
+        (lambda: arsam_jax.arsam(0.1, 0.5, segment_length=4), "value_fn"),
+        (lambda: arsam_jax.looksam(0.1, 3), "grad_fn"),
+        (lambda: arsam_jax.budgeted_sam(0.1, share=0.3), "grad_fn"),
+        (lambda: arsam_jax.gsam(0.1, 0.3), "value_fn"),
+        (lambda: arsam_jax.momentum_sam(0.1), "grad_fn"),
+        (lambda: arsam_jax.gam(0.1, gamma=0.3), "grad_fn"),
+        (lambda: arsam_jax.m_sam(0.1, 2), "grad_fn"),
+        (lambda: arsam_jax.esam(0.1, beta=1, gamma=0.5), "grad_fn"),
     ],
-    ids=[
-        "sam",
-        "arsam",
-        "looksam",
-        "budgeted",
-        "gsam",
-        "momentum",
-        "gam",
-        "sampa",
-        "m_sam",
-        "esam",
-    ],
+    ids=["arsam", "looksam", "budgeted", "gsam", "momentum", "gam", "m_sam", "esam"],
 )
 def test_complex_parameters_are_pairs_of_real_ones(make, by):
     x = jnp.asarray(np.random.default_rng(3).normal(size=(8, 3)), jnp.float32)

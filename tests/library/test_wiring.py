@@ -23,6 +23,7 @@ BATCH = make_batch(0)
 FROZEN = {"kernel": True, "bias": False, "scale": False}
 
 
+@jax.jit
 def gradient(params, batch=BATCH):
     return jax.grad(loss_fn)(params, batch)
 
@@ -157,20 +158,9 @@ MISTAKES = {
         lambda: check(optax.chain(optax.clip_by_global_norm(1e3), make_chain())),
         r"before they reach it if they are 1e\+06 times as large: .* a clip",
     ),
-    "an elementwise clip before that does not bite": (
-        lambda: check(optax.chain(optax.clip(1e3), make_chain())),
-        r"before they reach it if they are 1e\+06 times as large: .*a clip or a mask",
-    ),
     "an adaptive clip before that does not bite": (
         lambda: check(optax.chain(optax.adaptive_grad_clip(1e2), make_chain())),
         r"before they reach it if they are 1e\+06 times as large: .*a clip or a mask",
-    ),
-    "a clip before, of narrow gradients": (
-        lambda: check(
-            optax.chain(optax.clip_by_global_norm(1e3), make_chain()),
-            params=params_of_three(jnp.float16),
-        ),
-        r"before they reach it if they are 1e\+06 times as large: .*a clip",
     ),
     "weight decay before": (
         lambda: check(optax.chain(optax.add_decayed_weights(0.01), make_chain())),
@@ -272,7 +262,7 @@ def mapped(transform):
 
 RIGHT = {
     "plain": {},
-    "jitted grads, eager grad_fn": {"grads": jax.jit(gradient)(params_of_three())},
+    "jitted grads, eager grad_fn": {"grad_fn": lambda w: jax.grad(loss_fn)(w, BATCH)},
     "dropout": {
         "grads": dropout_gradient(params_of_three(), jax.random.key(1)),
         "grad_fn": lambda w: dropout_gradient(w, jax.random.key(1)),
@@ -336,6 +326,7 @@ def test_says_nothing_of_what_pmap_returns():
     check(grads=grad_fn(params), params=params, grad_fn=grad_fn)
 
 
+@pytest.mark.long
 def test_its_advice_for_pmap_works_as_it_stands():
     """Inside pmap ``disable_jit`` does not help, so the error shows what does."""
     tx, params = make_chain(), params_of_three()
@@ -402,6 +393,7 @@ def test_nnx_with_batch_norm_and_dropout():
         check_wiring(optimizer.tx, grads, params, grad_fn=late)
 
 
+@pytest.mark.long
 @needs_nnx
 @pytest.mark.usefixtures("standard_promotion")
 def test_nnx_step_that_runs_once_without_jit():
