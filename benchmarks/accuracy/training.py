@@ -121,7 +121,7 @@ class _Program(NamedTuple):
     run: Any
 
 
-@functools.lru_cache(maxsize=2)  # a pretraining and the run after it
+@functools.lru_cache(maxsize=8)  # some methods of a task, and its pretraining
 def _program(task: Task, method: str, value: float) -> _Program:
     """Setting and seed are arguments, so runs that differ in these share one compilation."""
 

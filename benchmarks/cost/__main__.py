@@ -1,15 +1,16 @@
 """What does a step cost, in time, tracing, compilation, memory and communication?
 
-Times single jitted training steps with donated state. Each kind of step is compared with a step of
-the base optimizer and with one of ``optax.contrib.sam`` (opaque mode) in interleaved rounds in one
-process. The reported ratio is the median over the rounds. Trace and compile times are of one
-compilation. Memory is the sum of arguments, results and temporary buffers that XLA reports.
+Times single jitted training steps with donated state. In each round of a network all kinds of steps
+are taken once, in one process. Each is compared with a step of the base optimizer and with one of
+``optax.contrib.sam`` (opaque mode) of the same round. The reported ratio is the median over the
+rounds. Trace and compile times are of one compilation. Memory is the sum of arguments, results and
+temporary buffers that XLA reports.
 
-With --accelerator: the same on ResNet-18, ResNet-50 and a ViT in bfloat16, and then training runs
-of ResNet-18 on Fashion-MNIST with 40 % label noise until the time is over.
+With --accelerator: SGD, SAM, ARSAM and budgeted_sam on ResNet-18, a ViT and ResNet-50 in bfloat16,
+and then training runs of ResNet-18 on Fashion-MNIST with 40 % label noise until the time is over.
 
-Every row is written to the CSV file as soon as it is measured: the same command continues after an
-interruption.
+The rows of a network are written to the CSV file as soon as they are measured: the same command
+continues with the next network after an interruption.
 """
 
 import dataclasses
@@ -32,9 +33,7 @@ class Options:
     csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File of the results. By default benchmarks/results/cost.csv, or accelerator.csv there."""
     networks: tuple[str, ...] = ()
-    """Only these networks: mlp, cnn, many_arrays, resnet50_narrow, gpt_64, gpt_256."""
-    rounds: int = 30
-    """Interleaved rounds of each comparison."""
+    """Only these networks: mlp, cnn, many_arrays, gpt, gpt2_small, resnet50."""
     cores: int = 1
     """Cores that the process is pinned to. Not used with --accelerator."""
     accelerator: bool = False
@@ -57,12 +56,15 @@ class Options:
 
 
 def main(options: Options) -> None:
-    if options.rounds < 2 or options.cores < 1:
-        raise SystemExit(f"--rounds {options.rounds}, --cores {options.cores}: at least 2 and 1.")
+    if options.cores < 1:
+        raise SystemExit(f"--cores must be at least 1, got {options.cores}.")
     if not options.report:
         if not options.accelerator:  # before JAX starts its threads
             available = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, available[-options.cores :])
+        if options.smoke:  # always anew
+            for file in options.file.parent.glob(f"{options.file.stem}*.csv"):
+                file.unlink()
         _measure(options)
     from benchmarks.cost import report
 
@@ -71,23 +73,21 @@ def main(options: Options) -> None:
 
 
 def _measure(options: Options) -> None:
-    from benchmarks.cost import accelerator, networks, steps
+    from benchmarks.cost import accelerator, networks, report, steps
 
     if options.accelerator:
         plan = accelerator.SMOKE if options.smoke else accelerator.FULL
         accelerator.run(options.file, options.minutes, options.data_files, plan)
         return
+    table.commit()  # now, because files may change while it works
     chosen = networks.SMOKE if options.smoke else networks.CPU
     search.check_names(options, networks=chosen)
+    done = {row["network"] for row in table.read(options.file)}
     for name in options.networks or chosen:
-        done = {(row["network"], row["step"]) for row in table.read(options.file)}
-        rounds = 2 if options.smoke else options.rounds
-        for row in steps.measure(name, chosen[name], rounds, done, options.cores):
-            table.append(options.file, row)
-            ratios = f"{row['times_base']:.3f} x base, {row['times_sam']:.3f} x optax.contrib.sam"
-            print(f"{name}, {row['step']}: {row['milliseconds']:.2f} ms, {ratios}", flush=True)
-    from benchmarks.cost import report
-
+        if name not in done:
+            print(f"Measuring {name}", flush=True)
+            rows = steps.measure(name, chosen[name], tuple(steps.OPTIMIZERS), options.cores)
+            table.append(options.file, *rows)
     file = report.communication_file(options.file)
     if not file.exists():
         module = ("-m", "benchmarks.cost.communication", "--csv", str(file))

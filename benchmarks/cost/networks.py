@@ -76,6 +76,7 @@ class Network(NamedTuple):
       batch_size: examples per step.
       base: the base optimizer, "sgd" with momentum or "adamw".
       arguments: keyword arguments of the module.
+      rounds: interleaved rounds in which the steps are timed.
     """
 
     module: nn.Module
@@ -83,6 +84,7 @@ class Network(NamedTuple):
     batch_size: int
     base: str = "sgd"
     arguments: tuple[tuple[str, bool], ...] = ()
+    rounds: int = 40
 
     def make_batch(self) -> tuple[jax.Array, jax.Array]:
         """Random inputs, and labels or next tokens."""
@@ -97,25 +99,24 @@ class Network(NamedTuple):
 TRAINING = (("is_training", True),)
 SMALL, COLOUR = (28, 28, 1), (32, 32, 3)
 GPT = Transformer(width=256, depth=12, heads=4, length=256)
+GPT2_SMALL = Transformer(width=768, depth=12, heads=12, length=64)
 CPU = {
     "mlp": Network(MLP((512, 512)), SMALL, 128),
     "cnn": Network(CNN(), SMALL, 64, arguments=TRAINING),
     "many_arrays": Network(ManyArrays(200), SMALL, 128),
-    "resnet50_narrow": Network(ResNet50(width=32), COLOUR, 16, arguments=TRAINING),
-    "gpt_64": Network(GPT, (64,), 1, "adamw", TRAINING),
-    "gpt_256": Network(GPT, (256,), 1, "adamw", TRAINING),
+    "gpt": Network(GPT, (256,), 1, "adamw", TRAINING, rounds=15),
+    "gpt2_small": Network(GPT2_SMALL, (64,), 1, "adamw", TRAINING, rounds=10),
+    "resnet50": Network(ResNet50(), COLOUR, 2, arguments=TRAINING, rounds=10),
 }
+VIT = models.VisionTransformer(NUM_CLASSES, patch_size=4, dtype=jnp.bfloat16)
 ACCELERATOR = {
     "resnet18": Network(
         models.ResNet18(NUM_CLASSES, dtype=jnp.bfloat16), COLOUR, 256, arguments=TRAINING
     ),
+    "vit": Network(VIT, COLOUR, 256, "adamw", TRAINING),
     "resnet50": Network(ResNet50(dtype=jnp.bfloat16), COLOUR, 256, arguments=TRAINING),
-    "vit": Network(
-        models.VisionTransformer(NUM_CLASSES, patch_size=4, dtype=jnp.bfloat16),
-        COLOUR,
-        256,
-        base="adamw",
-        arguments=TRAINING,
-    ),
 }
-SMOKE = {"mlp": Network(MLP((8,)), SMALL, 4), "cnn": CPU["cnn"]._replace(batch_size=2)}
+SMOKE = {
+    "mlp": Network(MLP((8,)), SMALL, 4, rounds=2),
+    "cnn": Network(CNN(), SMALL, 2, arguments=TRAINING, rounds=2),
+}

@@ -1,5 +1,6 @@
 """Tables and figure of the cost benchmark, written from its CSV files."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,10 +31,11 @@ def write(csv: Path) -> list[Path]:
     parts = [
         "# What a step costs",
         "Times are medians, ratios are medians over interleaved rounds in one process, with their"
-        " quartiles in parentheses. `base` is the base optimizer. `base again` repeats its"
-        " measurement and shows the noise. Tracing and compilation were measured once. Memory"
-        " beyond base is in units of the size of the parameters. Measured at the commits"
-        f" {table.counted_commits(rows)} on {_all(rows, 'device')} with {_all(rows, 'versions')}.",
+        " quartiles in parentheses. `base` is the base optimizer (SGD with momentum, or AdamW for"
+        " transformers). `base again` repeats its measurement and shows the noise. Tracing and"
+        " compilation were measured once. On one core these are CPU times, otherwise the time that"
+        " passed. Memory is what XLA reports for the compiled step; the last column is memory"
+        f" beyond base in units of the size of the parameters. Measured at {_source(rows)}.",
         f"![time of each step in units of the base optimizer's]({figure.name})",
     ]
     for network in dict.fromkeys(row["network"] for row in rows):
@@ -43,17 +45,18 @@ def write(csv: Path) -> list[Path]:
         parts += [
             "## Communication",
             "All-reduces in a compiled data-parallel step, and the bytes of their results in units"
-            f" of the parameters, on {communication[0]['devices']} devices. Measured at the commits"
-            f" {table.counted_commits(communication)}.",
+            f" of the parameters, on {communication[0]['devices']} devices. Measured at"
+            f" {_source(communication)}.",
             _communication(communication),
         ]
     training = table.read(training_file(csv))
     if training:
         parts += [
             "## Training",
-            f"ResNet-18 in bfloat16, {training[0]['epochs']} epochs of images with 40 % label"
-            " noise, settings not tuned. Seconds include compilation and data transfer. Measured"
-            f" at the commits {table.counted_commits(training)} on {_all(training, 'device')}.",
+            f"ResNet-18 in bfloat16, {training[0]['epochs']} epochs of images with"
+            f" {100 * training[0]['noise']:g} % label noise. The settings are not tuned. Seconds"
+            " include compilation in the first seed of a method. Measured at"
+            f" {_source(training)}.",
             _training(training),
         ]
     plot(rows, figure)
@@ -61,8 +64,12 @@ def write(csv: Path) -> list[Path]:
     return [text, figure]
 
 
-def _all(rows: Rows, name: str) -> str:
-    return ", ".join(dict.fromkeys(row[name] for row in rows))
+def _source(rows: Rows) -> str:
+    """The commits, devices and versions of these rows, as a phrase."""
+    devices, versions = (
+        " and ".join(dict.fromkeys(row[name] for row in rows)) for name in ("device", "versions")
+    )
+    return f"commit {table.counted_commits(rows)} on {devices} with {versions}"
 
 
 def _title(row: dict[str, Any]) -> str:
@@ -80,10 +87,7 @@ def _steps(rows: Rows) -> str:
         beyond = "–"
         if base:
             beyond = f"{(row['memory_bytes'] - base['memory_bytes']) / 4 / row['parameters']:+.2f}"
-        ratios = [
-            f"{row[name]:.3f} ({row[name + '_low']:.3f}–{row[name + '_high']:.3f})"
-            for name in ("times_base", "times_sam")
-        ]
+        ratios = [_ratio(row, name) for name in ("times_base", "times_sam")]
         body.append(
             [
                 row["step"],
@@ -98,6 +102,13 @@ def _steps(rows: Rows) -> str:
     header = ["step", "milliseconds", "× base", "× optax.contrib.sam", "tracing, s"]
     header += ["compilation, s", "memory, MB", "beyond base, parameters"]
     return table.markdown(header, body)
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    """A ratio with its quartiles, or a dash if the unit was not measured."""
+    if math.isnan(row[name]):
+        return "–"
+    return f"{row[name]:.3f} ({row[name + '_low']:.3f}–{row[name + '_high']:.3f})"
 
 
 def _communication(rows: Rows) -> str:
@@ -136,9 +147,11 @@ def plot(rows: Rows, path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["network"] for row in rows))
-    figure = Figure(figsize=(2.6 * len(names) + 2, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
-    for axes, name in zip(panels, names, strict=True):
+    figure = Figure(figsize=(11, 3 * math.ceil(len(names) / 3)), layout="constrained")
+    panels = figure.subplots(math.ceil(len(names) / 3), 3, squeeze=False, sharey=True)
+    for axes in panels.flat[len(names) :]:
+        axes.remove()
+    for axes, name in zip(panels.flat, names, strict=False):
         own = [row for row in rows if row["network"] == name and row["step"] != "base"]
         for place, row in enumerate(own):
             kind = next((key for key in COLORS if key in row["step"]), "")
@@ -154,5 +167,5 @@ def plot(rows: Rows, path: Path) -> None:
         axes.set_yticks(range(len(own)), [row["step"] for row in own])
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("× base")
-    panels[0].invert_yaxis()
+    panels[0, 0].invert_yaxis()
     figure.savefig(path, dpi=90)

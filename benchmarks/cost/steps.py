@@ -1,9 +1,10 @@
 """Time, tracing, compilation and memory of single training steps."""
 
 import functools
+import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -16,21 +17,22 @@ from benchmarks import table
 from benchmarks.cost.networks import Network
 
 RHO = 0.05
-UNITS = ("base", "optax.contrib.sam")
+UNITS = {"base": "times_base", "optax.contrib.sam": "times_sam"}  # and the columns of the ratios
+WARM_UP = 2  # rounds
 
 
-def make_optimizers(base: Any) -> dict[str, Any]:
-    """The optimizers of the steps, by name."""
-    opaque_sam = optax.contrib.sam(
-        base, optax.chain(optax.contrib.normalize(), optax.sgd(RHO)), opaque_mode=True
-    )
-    return {
-        "base": optax.with_extra_args_support(base),
-        "optax.contrib.sam": opaque_sam,
-        "sam": optax.chain(arsam_jax.sam(RHO), base),
-        "arsam": optax.chain(arsam_jax.arsam(RHO, reuse_steps=None), base),
-        "budgeted_sam": optax.chain(arsam_jax.budgeted_sam(RHO, share=1 / 4), base),
-    }
+def _opaque_sam(base: Any) -> Any:
+    normalized = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+    return optax.contrib.sam(base, normalized, opaque_mode=True)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {  # made from the base optimizer
+    "base": optax.with_extra_args_support,
+    "optax.contrib.sam": _opaque_sam,
+    "sam": lambda base: optax.chain(arsam_jax.sam(RHO), base),
+    "arsam": lambda base: optax.chain(arsam_jax.arsam(RHO, reuse_steps=None), base),
+    "budgeted_sam": lambda base: optax.chain(arsam_jax.budgeted_sam(RHO, share=1 / 4), base),
+}
 
 
 class Step(NamedTuple):
@@ -76,16 +78,20 @@ STEPS = {
 
 
 class Program:
-    """A compiled, donated training step of one optimizer, with its parameters and state."""
+    """A compiled, donated training step of one optimizer, with its parameters and state.
 
-    def __init__(self, network: Network, optimizer: str):
+    Attributes:
+      facts: the columns about the network and about the compilation.
+    """
+
+    def __init__(self, network: Network, optimizer: str, clock: Callable[[], float]):
         module, batch = network.module, network.make_batch()
         arguments = dict(network.arguments)
         variables = jax.jit(functools.partial(module.init, **arguments))(
             jax.random.key(1), batch[0]
         )
         base = optax.adamw(1e-3) if network.base == "adamw" else optax.sgd(1e-3, momentum=0.9)
-        tx = make_optimizers(base)[optimizer]
+        tx = OPTIMIZERS[optimizer](base)
 
         def gradient(params, batch_stats, batch):
             def loss_fn(params):
@@ -112,81 +118,85 @@ class Program:
             return optax.apply_updates(params, updates), new_batch_stats, opt_state
 
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        self.num_arrays = len(jax.tree.leaves(params))
-        self.num_parameters = sum(x.size for x in jax.tree.leaves(params))
         self._batch, self._state = batch, (params, batch_stats, jax.jit(tx.init)(params))
+        self._clock = clock
         jax.clear_caches()
-        start = time.perf_counter()
+        start = clock()
         lowered = jax.jit(step, donate_argnums=0).lower(self._state, batch)
-        self.trace_seconds = time.perf_counter() - start
+        traced = clock()
         self._compiled = lowered.compile()
-        self.compile_seconds = time.perf_counter() - start - self.trace_seconds
+        compiled = clock()
         memory: Any = self._compiled.memory_analysis()
-        self.memory_bytes = (
-            memory.argument_size_in_bytes
+        self.facts = {
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
+            "arrays": len(jax.tree.leaves(params)),
+            "trace_seconds": round(traced - start, 3),
+            "compile_seconds": round(compiled - traced, 3),
+            "memory_bytes": memory.argument_size_in_bytes
             + memory.output_size_in_bytes
             - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-        )
+            + memory.temp_size_in_bytes,
+        }
 
     def seconds(self, prepare: Callable[[Any], Any]) -> float:
         """Takes one step and returns its duration."""
         params, batch_stats, opt_state = self._state
         state = jax.block_until_ready((params, batch_stats, prepare(opt_state)))
-        start = time.perf_counter()
+        start = self._clock()
         self._state = jax.block_until_ready(self._compiled(state, self._batch))
-        return time.perf_counter() - start
+        return self._clock() - start
 
 
 def measure(
-    name: str, network: Network, rounds: int, done: Collection[tuple[str, str]], cores: int
-) -> Iterator[dict[str, Any]]:
-    """Yields a row for each kind of step that is not done.
+    name: str,
+    network: Network,
+    optimizers: Collection[str],
+    cores: int,
+    check_time: Callable[[str], None] = lambda task: None,
+) -> list[dict[str, Any]]:
+    """Times the steps of these optimizers and returns a row for each kind of step.
 
-    A row compares a step with both units. In each round the three take one step, in alternating
-    order. The reported ratio is the median over the rounds, so that disturbances of the machine
-    that last longer than a round cancel.
+    In each round every kind of step is taken once, in alternating order. A reported ratio is the
+    median over the rounds, so that disturbances of the machine that last longer than a round
+    cancel.
 
     Args:
-      done: the finished (network, step).
+      cores: the cores that the process is pinned to. On a single core CPU time is measured, which
+        other processes disturb less, otherwise the time that passes.
+      check_time: called before each part of the work with its description.
     """
+    clock = time.process_time if cores == 1 else time.perf_counter
     programs: dict[str, Program] = {}
-    missing = [step for step in STEPS if (name, step) not in done]
-    for step in missing:
-        for needed in (*UNITS, STEPS[step].optimizer):
-            if needed not in programs:
-                programs[needed] = Program(network, needed)
-        yield _row(name, network, step, programs, rounds) | {"cores": cores} | table.provenance()
-
-
-def _row(
-    name: str, network: Network, step: str, programs: dict[str, Program], rounds: int
-) -> dict[str, Any]:
-    compared = {"step": STEPS[step], **{unit: STEPS[unit] for unit in UNITS}}
+    for optimizer in optimizers:
+        check_time(f"{name}: compiling {optimizer}")
+        programs[optimizer] = Program(network, optimizer, clock)
+    compared = {key: step for key, step in STEPS.items() if step.optimizer in optimizers}
     times: dict[str, list[float]] = {key: [] for key in compared}
-    for number in range(rounds + 2):
+    check_time(f"{name}: timing its steps")
+    for number in range(WARM_UP + network.rounds):
         for key in compared if number % 2 else reversed(compared):
             own = compared[key]
             seconds = programs[own.optimizer].seconds(own.prepare)
-            if number >= 2:  # the first two are warm-up
+            if number >= WARM_UP:
                 times[key].append(seconds)
-    program = programs[STEPS[step].optimizer]
-    row: dict[str, Any] = {
-        "network": name,
-        "step": step,
-        "batch_size": network.batch_size,
-        "parameters": program.num_parameters,
-        "arrays": program.num_arrays,
-        "rounds": rounds,
-        "milliseconds": round(1000 * statistics.median(times["step"]), 4),
-    }
-    for unit, key in zip(UNITS, ("base", "sam"), strict=True):
-        ratios = [a / b for a, b in zip(times["step"], times[unit], strict=True)]
-        low, median, high = statistics.quantiles(ratios, n=4)
-        row |= {f"times_{key}": round(median, 4)}
-        row |= {f"times_{key}_low": round(low, 4), f"times_{key}_high": round(high, 4)}
-    return row | {
-        "trace_seconds": round(program.trace_seconds, 3),
-        "compile_seconds": round(program.compile_seconds, 3),
-        "memory_bytes": program.memory_bytes,
-    }
+    return [
+        {"network": name, "step": key, "batch_size": network.batch_size}
+        | _measured(times, key)
+        | programs[step.optimizer].facts
+        | {"rounds": network.rounds, "cores": cores}
+        | table.provenance()
+        for key, step in compared.items()
+    ]
+
+
+def _measured(times: dict[str, list[float]], key: str) -> dict[str, float]:
+    """The median time of a step, and the quartiles of its ratios. NaN without a unit."""
+    measured = {"milliseconds": round(1000 * statistics.median(times[key]), 4)}
+    for unit, column in UNITS.items():
+        quartiles = [math.nan] * 3
+        if unit in times:
+            ratios = [a / b for a, b in zip(times[key], times[unit], strict=True)]
+            quartiles = statistics.quantiles(ratios, n=4)
+        for suffix, value in zip(("_low", "", "_high"), quartiles, strict=True):
+            measured[column + suffix] = round(value, 4)
+    return measured
