@@ -10,17 +10,14 @@ import itertools
 import math
 import multiprocessing
 import os
-import queue
 import statistics
 import threading
-import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from benchmarks import table
 
@@ -51,7 +48,7 @@ class Study(NamedTuple):
       execute: trains one run and returns its row. Workers import it by name, so it must be a
         function of a module other than ``__main__``, or a ``functools.partial`` of one.
       group: the key of runs that share a compiled program. They are done in one process.
-      seconds: the approximate duration of a run, for the estimate of the remaining time.
+      seconds: the approximate duration of a run.
       score: the column that is shown while the program runs, and that a search maximizes.
     """
 
@@ -117,68 +114,42 @@ def run_all(runs: Iterable[Any], study: Study, options: Options) -> Done:
     missing = [run for run in dict.fromkeys(runs) if run not in done]
     if not missing:
         return done
-    groups: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
-    for _, group in itertools.groupby(missing, key=study.group):
-        groups.put(list(group))
-    with _Remaining(missing, study, max(1, options.workers)) as remaining:
-
-        def work(submit):
-            while True:
-                try:
-                    group = groups.get_nowait()
-                except queue.Empty:
-                    return
-                for run in group:
-                    row = submit(run)
-                    with remaining.lock:
-                        table.append(options.csv, row)
-                        remaining.finish(run, row)
-
-        def work_on_core(core):
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, context, _start_worker, (core,)) as pool:
-                work(lambda run: pool.submit(study.execute, run).result())
-
-        if options.workers:
-            cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
-            _run_threads(work_on_core, list(itertools.islice(cores, options.workers)))
-        else:
-            work(study.execute)
+    hours = sum(map(study.seconds, missing)) / 3600
+    print(f"Training {len(missing)} runs, about {hours:.2g} hours on one core.", flush=True)
+    groups = [list(group) for _, group in itertools.groupby(missing, key=study.group)]
+    if options.workers == 0:
+        for group in groups:
+            _run_group(group, study.execute, study.score, options.csv)
+        return read_rows(options.csv, study.run)
+    context = multiprocessing.get_context("spawn")
+    cores = context.SimpleQueue()
+    for _, core in zip(range(options.workers), itertools.cycle(os.sched_getaffinity(0))):
+        cores.put(core)
+    with ProcessPoolExecutor(options.workers, context, _start_worker, (cores,)) as pool:
+        same = study.execute, study.score, options.csv
+        futures = [pool.submit(_run_group, group, *same) for group in groups]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return read_rows(options.csv, study.run)
 
 
-class _Remaining(Progress):
-    """Shows how many runs remain, and for how long."""
-
-    def __init__(self, missing: Sequence[Any], study: Study, workers: int):
-        text, time_left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
-        super().__init__(text, BarColumn(), MofNCompleteColumn(), time_left)
-        self.lock = threading.Lock()
-        self._study = study
-        self._start, self._spent = time.monotonic(), 0.0
-        self._total = sum(map(study.seconds, missing))
-        left = _duration(self._total / workers)
-        self._task = self.add_task(missing[0].stage, total=len(missing), left=left)
-
-    def finish(self, run: Any, row: dict[str, Any]) -> None:
-        self._spent += self._study.seconds(run)
-        rest = (time.monotonic() - self._start) * (self._total - self._spent) / self._spent
-        self.update(self._task, advance=1, left=_duration(rest))
+def _run_group(group: Sequence[Any], execute: Callable[[Any], Any], score: str, csv: Path) -> None:
+    """Writes every row as soon as it is known."""
+    for run in group:
+        row = execute(run)
+        table.append(csv, row)
         name = " ".join(x if isinstance(x, str) else f"{x:g}" for x in run)
-        left = self.tasks[0].fields["left"]
-        line = f"{name}: {self._study.score} {row[self._study.score]:.4g}; {left}"
-        self.console.print(line, highlight=False, soft_wrap=True)
+        print(f"{name}: {score} {row[score]:.4g}", flush=True)
 
 
-def _duration(seconds: float) -> str:
-    rest = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
-    return f"about {rest} left"
-
-
-def _start_worker(core: int) -> None:
+def _start_worker(cores: Any) -> None:
     """Pins the process to a core, and ends it when its parent ends for any reason."""
     table.commit()  # now, because files may change while it works
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, {cores.get()})
     parent: Any = multiprocessing.parent_process()
 
     def follow():
@@ -186,25 +157,6 @@ def _start_worker(core: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-def _run_threads(work, arguments):
-    """Calls ``work`` with each argument in a thread of its own and raises the first error."""
-    errors = []
-
-    def guarded(argument):
-        try:
-            work(argument)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=[a], daemon=True) for a in arguments]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def check_names(options: Any, **known: Collection[str]) -> None:

@@ -4,19 +4,17 @@ This is the only list of methods in the benchmarks. The facts about the library'
 extra arguments) come from ``arsam_jax.methods.METHODS``.
 """
 
-import functools
 import math
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 import arsam_jax
 from arsam_jax import radius, sampling
 from arsam_jax.methods import METHODS as FACTS
-from benchmarks.accuracy.tasks import CLASSES, Task
+from benchmarks.accuracy.tasks import Task
 
 FORWARD = 1 / 3  # the cost of a forward pass, in gradients
 MICROBATCHES = 2
@@ -24,25 +22,15 @@ Transform = optax.GradientTransformation  # whose update may take extra argument
 
 
 class Context(NamedTuple):
-    """What a method is made from.
-
-    Attributes:
-      rho: the radius.
-      value: of the method's own hyperparameter.
-      total_steps: of the run.
-      seed: of the method's random draws.
-      base: the base optimizer.
-      schedule: its learning rate.
-      task: what is trained.
-    """
+    """What a method is made from."""
 
     rho: Any
-    value: float
+    value: float  # of the method's own hyperparameter
     total_steps: int
-    seed: Any
-    base: Transform
-    schedule: Any
-    task: Task
+    seed: Any  # of the method's random draws
+    base: Transform  # the base optimizer
+    schedule: Any  # of the learning rate
+    task: Task  # what is trained
 
 
 class Method(NamedTuple):
@@ -72,7 +60,7 @@ def first(
     link: Callable[[Context], Transform],
     hyperparameter: str = "",
     values: tuple[float, ...] = (0,),
-    cost: float | Callable[[float, float], float] = lambda sampled, value: 1 + sampled,
+    cost: Callable[[float, float], float] = lambda sampled, value: 1 + sampled,
     **more: Any,
 ) -> Method:
     """A method that is the first transformation in front of the base optimizer."""
@@ -80,47 +68,18 @@ def first(
     def make(context):
         return optax.chain(link(context), context.base)
 
-    cost_fn = cost if callable(cost) else lambda sampled, value: cost
-    return Method(make, cost_fn, hyperparameter, values, **more)
+    return Method(make, cost, hyperparameter, values, **more)
 
 
-def gradients(name: str) -> float:
+def fixed(name: str) -> Callable[[float, float], float]:
     """The cost of a step of a method of the library that samples every step."""
-    known = FACTS[name].gradients
-    if known is None:
-        raise ValueError(f"The cost of {name} depends on its arguments: give it here.")
-    return known
+    gradients: Any = FACTS[name].gradients
+    return lambda sampled, value: gradients
 
 
-def named(name: str, hyperparameter: str = "", values: tuple = (0,), **more: Any) -> Method:
-    """A method of the library with its defaults, except for this hyperparameter."""
-    if "cost" not in more:
-        more["cost"] = gradients(name)
-
-    def link(context):
-        own = {hyperparameter: context.value} if hyperparameter else {}
-        return FACTS[name].make(context.rho, **own)
-
-    return first(link, hyperparameter, values, **more)
-
-
-def base_with(
-    change: Callable[[Task, float], Task],
-    hyperparameter: str = "",
-    values: tuple[float, ...] = (0,),
-    cost: Callable[[float, float], float] = lambda sampled, value: 1,
-    is_searched: bool = False,
-) -> Method:
+def base_with(change: Callable[[Task, float], Task], *arguments: Any, **more: Any) -> Method:
     """The base optimizer, without a second gradient, in a changed training run."""
-    return first(
-        _never,
-        hyperparameter,
-        values,
-        cost,
-        is_searched=is_searched,
-        uses_base_setting=True,
-        change=change,
-    )
+    return first(_never, *arguments, uses_base_setting=True, change=change, **more)
 
 
 def _never(context: Context) -> Transform:
@@ -131,19 +90,6 @@ def _never(context: Context) -> Transform:
 def _in_microbatches(task: Task, value: float) -> Task:
     del value
     return task._replace(num_microbatches=MICROBATCHES)
-
-
-@functools.cache  # one loss function for each value, so that it is compiled once
-def _smoothed(task: Task, value: float) -> Task:
-    """The task with label smoothing, if it has classes."""
-    if task.objective is not CLASSES:
-        return task
-
-    def losses(logits, labels):
-        one_hot = jax.nn.one_hot(labels, task.num_classes)
-        return optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, value))
-
-    return task._replace(objective=CLASSES._replace(losses=losses))
 
 
 def _gated(context: Context) -> Transform:
@@ -187,7 +133,7 @@ ALPHAS = (0.1, 0.2, 0.4, 0.8)
 
 METHODS = {
     "base": first(_never, uses_base_setting=True),
-    "sam": named("sam"),
+    "sam": first(lambda c: arsam_jax.sam(c.rho)),
     # The paper's method and the library's own.
     "arsam": first(_arsam(), "alpha", ALPHAS),
     "arsam_segments_of_8": first(_arsam(segment_length=8), "alpha", ALPHAS),
@@ -202,9 +148,7 @@ METHODS = {
         _budgeted(num_microbatches=MICROBATCHES), "share", SHARES, change=_in_microbatches
     ),
     # A radius of 0.009 ‖w₀‖, for which nothing is tuned.
-    "sam_untuned_rho": first(
-        lambda c: arsam_jax.sam(radius.proportional_to_params()), cost=gradients("sam")
-    ),
+    "sam_untuned_rho": first(lambda c: arsam_jax.sam(radius.proportional_to_params())),
     "budgeted_m_sam_untuned_rho": first(
         _budgeted(radius.proportional_to_params(), num_microbatches=MICROBATCHES),
         "share",
@@ -237,17 +181,17 @@ METHODS = {
         lambda c: arsam_jax.momentum_sam(c.value * c.rho),
         "times SAM's ρ",
         (1, 2, 4, 8, 16),
-        cost=gradients("momentum_sam"),
+        cost=fixed("momentum_sam"),
         is_searched=True,
     ),
     "momentum_sam_fixed": first(
         lambda c: arsam_jax.momentum_sam(c.value * c.rho),
         "times SAM's ρ",
         (5,),
-        cost=gradients("momentum_sam"),
+        cost=fixed("momentum_sam"),
     ),
-    "k_sam": named(
-        "k_sam",
+    "k_sam": first(
+        lambda c: arsam_jax.k_sam(c.rho, c.value),
         "share",
         (1 / 2, 3 / 4),
         cost=lambda sampled, share: 2 * share + FORWARD,
@@ -266,26 +210,34 @@ METHODS = {
         lambda c: arsam_jax.asam(c.value * c.rho),
         "times SAM's ρ",
         (1, 2, 5, 10, 20),
-        cost=gradients("asam"),
         is_searched=True,
     ),
-    "friendly_sam": named("friendly_sam"),
+    "friendly_sam": first(lambda c: arsam_jax.friendly_sam(c.rho)),
     "gam": first(
         lambda c: arsam_jax.gam(c.rho, grad_rho=c.value * c.rho),
         "grad_rho",
         (1 / 5, 1.0),
-        cost=gradients("gam"),
+        cost=fixed("gam"),
         is_searched=True,
     ),
-    "gradient_norm_penalty": named(
-        "gradient_norm_penalty", "strength", (0.4, 0.7), is_searched=True
+    "gradient_norm_penalty": first(
+        lambda c: arsam_jax.gradient_norm_penalty(c.rho, c.value),
+        "strength",
+        (0.4, 0.7),
+        is_searched=True,
     ),
-    "gsam": named("gsam", "alpha", (0.1, 0.2, 0.4), is_searched=True),
-    "m_sam": first(lambda c: arsam_jax.m_sam(c.rho, MICROBATCHES), cost=gradients("m_sam")),
-    "multi_step_sam": first(lambda c: arsam_jax.multi_step_sam(c.rho, 2), cost=3),
-    "rw_sam": first(lambda c: arsam_jax.rw_sam(c.rho, seed=c.seed), cost=gradients("rw_sam")),
-    "sampa": first(lambda c: arsam_jax.sampa(c.rho, c.schedule), cost=gradients("sampa")),
-    "sparse_sam": named("sparse_sam"),  # and a Fisher mask every 1,000 steps
+    "gsam": first(
+        lambda c: arsam_jax.gsam(c.rho, c.value), "alpha", (0.1, 0.2, 0.4), is_searched=True
+    ),
+    "m_sam": first(lambda c: arsam_jax.m_sam(c.rho, MICROBATCHES)),
+    "multi_step_sam": first(
+        lambda c: arsam_jax.multi_step_sam(c.rho, 2), cost=lambda sampled, value: 3
+    ),
+    "rw_sam": first(lambda c: arsam_jax.rw_sam(c.rho, seed=c.seed), cost=fixed("rw_sam")),
+    "sampa": first(lambda c: arsam_jax.sampa(c.rho, c.schedule)),
+    "sparse_sam": first(
+        lambda c: arsam_jax.sparse_sam(c.rho)
+    ),  # and a Fisher mask every 1,000 steps
     "wsam": Method(
         _decoupled_wsam, lambda sampled, gamma: 2, "gamma", (0.5, 0.7, 0.9), is_searched=True
     ),
@@ -296,17 +248,5 @@ METHODS = {
         (1 / 4, 1 / 2, 5 / 4, 2),
         cost=lambda sampled, factor: factor,
     ),
-    "base_ema": base_with(
-        lambda task, share: task._replace(averaging="ema", averaging_value=share),
-        "share",
-        (1 / 16, 1 / 4),
-    ),
-    "base_swa": base_with(
-        lambda task, rate: task._replace(averaging="swa", averaging_value=rate),
-        "final rate",
-        (0.0, 0.05, 0.2, 0.5),
-        is_searched=True,
-    ),
-    "base_label_smoothing": base_with(_smoothed, "smoothing", (0.1, 0.3)),
     "base_microbatches": base_with(_in_microbatches),
 }

@@ -1,5 +1,6 @@
 """Tables and figure of the accuracy benchmark, written from its CSV file."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.tasks import LISTS, UNSEEN, Setting, Task
 from benchmarks.statistics import FLOOR, Estimate, floored, mean_and_error, retained
 
+EARLIER = "0254d29"  # has the code and data of the published rows
 LEAST_GAIN = 2  # standard errors: SAM helps on a task if it improves the score by more than this
 NOTES = {
     "held-out": "No method was designed or adjusted on the tasks marked with *.",
@@ -38,9 +40,9 @@ class Line(NamedTuple):
     commits: str
     seeds: int
     gradients: float
-    gain: float  # mean over the counted tasks of score − base, in points
     scores: dict[str, Estimate]
-    fractions: dict[str, Estimate]  # of the tasks on which SAM helps
+    differences: dict[str, Estimate]  # score − base in points, on the tasks on which SAM helps
+    fractions: dict[str, Estimate]  # on the same tasks
 
 
 def write(csv: Path) -> list[Path]:
@@ -58,24 +60,27 @@ def write(csv: Path) -> list[Path]:
         "Learning rate and weight decay are searched for the base optimizer, and with ρ for SAM, on"
         " held-out training examples. All other methods take over SAM's setting. Scores are on the"
         " test set, in %: accuracy, 1 − bits per byte / 8 for language models, R² for regression."
-        " An error is the standard error over seeds.",
-        "The fraction of SAM's improvement that is retained is (method − base) / (SAM − base), a"
-        " ratio of means over runs paired by seed. It is taken on the tasks on which SAM improves"
-        f" the score by more than {LEAST_GAIN} standard errors. Each task counts as at least"
-        f" {FLOOR:.0f} %. The improvement is the mean of method − base over the same tasks.",
+        " An error after ± is the standard error over seeds.",
+        "Methods are compared on the tasks on which SAM improves the score by more than"
+        f" {LEAST_GAIN} standard errors. The score and the improvement over base are means over"
+        " these tasks. The error after ± is over seeds, the one in brackets between tasks."
+        " The fraction of SAM's improvement that is retained is (method − base) / (SAM − base), a"
+        " ratio of means over runs paired by seed. Its median over the tasks stands with the"
+        f" quartiles and the worst task. Each task counts as at least {FLOOR:.0f} %.",
         f"![fraction of SAM's improvement against gradients per step]({figure.name})",
     ]
     for name, own in by_list.items():
         parts += [
             f"## {name.capitalize()} tasks",
-            f"{NOTES[name]} Measured at the commits {table.counted_commits(own)}. Each line is"
-            " compared with base and SAM of the same commit, or of the only commit that has them."
-            " Random draws changed after these commits, because each random stream got a key of"
-            " its own (see CHANGELOG): a repetition gives other numbers within the errors.",
+            f"{NOTES[name]} Measured at the commits {table.counted_commits(own)}, which precede"
+            f" commit {EARLIER}. Each line is compared with base and SAM of the same commit, or of"
+            " the only commit that has them. Random draws changed afterwards, because each random"
+            " stream got a key of its own (see CHANGELOG), so a repetition gives other numbers"
+            " within the errors.",
             "The base optimizer and SAM, with the settings that the search found:",
             _tasks(own, LISTS[name]),
             "All methods. A value that differs between tasks was searched on each of them. A"
-            " method marked with † is no longer in the code; it is at commit 0254d29.",
+            f" method marked with † is no longer in the code; it is at commit {EARLIER}.",
             _summary(lines[name]),
             "Mean test score of each task on which SAM helps:",
             _scores(lines[name]),
@@ -136,21 +141,21 @@ def _line(method, value, commits, rows, base: Scores, sam: Scores) -> Line:
     for row in rows:
         scores[row["task"]][row["seed"]] = row["score"]
         gradients[row["task"]].append(row["gradients_per_step"])
-    fractions, differences = {}, []
+    fractions, differences = {}, {}
     for task in counted:
         if task in scores:
             seeds = sorted(set(scores[task]) & set(base[task]) & set(sam[task]))
             own, low, high = ([x[task][seed] for seed in seeds] for x in (scores, base, sam))
             fractions[task] = retained(own, low, high)
-            differences.append(statistics.fmean(own) - statistics.fmean(low))
+            differences[task] = mean_and_error([a - b for a, b in zip(own, low, strict=True)])
     return Line(
         method=method,
         value=f"{value:g}" if not isinstance(value, str) else value,
         commits=", ".join(commits),
         seeds=max(map(len, scores.values())),
         gradients=statistics.fmean(statistics.fmean(x) for x in gradients.values()),
-        gain=statistics.fmean(differences) if differences else float("nan"),
         scores={task: mean_and_error([*x.values()]) for task, x in scores.items()},
+        differences=differences,
         fractions=fractions,
     )
 
@@ -201,26 +206,39 @@ def _summary(lines: Sequence[Line]) -> str:
         if not line.fractions:
             continue
         known = METHODS.get(line.method)
-        values = floored([*line.fractions.values()])
-        name = f"`{line.method}`" + " †" * (known is None)
         hyperparameter = known.hyperparameter if known else "value"
         has_value = hyperparameter and line.value != "0"
         body.append(
             [
-                name,
+                f"`{line.method}`" + " †" * (known is None),
                 f"{hyperparameter}: {line.value}" if has_value else "",
                 f"{line.gradients:.3f}",
-                f"{line.gain:.2f}",
-                f"{statistics.median(values):.0f}",
-                f"{min(values):.0f}",
-                f"{len(values)}",
+                _mean_over_tasks([line.scores[task] for task in line.fractions]),
+                _mean_over_tasks([*line.differences.values()]),
+                *_spread(floored([*line.fractions.values()])),
+                f"{len(line.fractions)}",
                 f"{line.seeds}",
                 line.commits,
             ]
         )
-    header = ["method", "hyperparameter", "gradients per step", "improvement, points"]
-    header += ["retained: median, %", "worst, %", "tasks", "seeds", "commit"]
+    header = ["method", "hyperparameter", "gradients per step", "score", "improvement, points"]
+    header += ["retained: median, %", "quartiles", "worst", "tasks", "seeds", "commit"]
     return table.markdown(header, body)
+
+
+def _mean_over_tasks(values: Sequence[Estimate]) -> str:
+    """The mean with its error over seeds and, in brackets, the standard error between tasks."""
+    over_seeds = math.sqrt(math.fsum(x.error**2 for x in values)) / len(values)
+    mean, between_tasks = mean_and_error([x.mean for x in values])
+    return f"{Estimate(mean, over_seeds):.2f} [{between_tasks:.2f}]"
+
+
+def _spread(values: Sequence[float]) -> list[str]:
+    """Median, quartiles and worst value."""
+    if len(values) < 2:
+        return [f"{values[0]:.0f}", "–", f"{values[0]:.0f}"]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [f"{median:.0f}", f"{low:.0f} to {high:.0f}", f"{min(values):.0f}"]
 
 
 def _scores(lines: Sequence[Line]) -> str:

@@ -43,15 +43,10 @@ class Setting(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """The training loss and the reported score.
+    """The training loss and the reported score."""
 
-    Attributes:
-      losses: ``(outputs, targets) -> (batch,)``.
-      score: ``(outputs, targets) -> score``, at most 1. Higher is better.
-    """
-
-    losses: Callable[[Any, Any], Any]
-    score: Callable[[Any, Any], Any]
+    losses: Callable[[Any, Any], Any]  # (outputs, targets) -> (batch,)
+    score: Callable[[Any, Any], Any]  # (outputs, targets) -> at most 1; higher is better
 
 
 def _saved_bits(logits, targets):
@@ -77,54 +72,25 @@ NUMBERS = Objective(  # the score is R²
 
 
 class Task(NamedTuple):
-    """A training problem and the setting from which the search starts.
+    """A training problem and the setting from which the search starts."""
 
-    Attributes:
-      description: a few words for tables.
-      source: of the examples.
-      network: the module. ``network(x, train)`` returns logits, or what ``objective`` takes.
-      num_train: the size of the random training subset. Each seed has another subset.
-      num_validation: the number of training examples that the search holds out. Their labels are
-        clean.
-      epochs: the number of epochs. Incomplete batches are dropped.
-      setting: the start of the search.
-      seconds: the approximate duration of a run of the base optimizer on one core.
-      noise: the share of training labels that are wrong (symmetric noise).
-      base: "sgd" with momentum 0.9 and coupled weight decay, or "adamw".
-      batch_size: examples per step.
-      objective: loss and score.
-      schedule: of the learning rate: "cosine" to 0, or "stable", which warms up over the first
-        tenth and falls linearly to 0 over the last fifth.
-      augment: ``(key, x) -> x``, or None.
-      pretraining: the task whose trained network, of the same seed, is the initial value.
-      num_classes: the classes from which wrong labels are drawn.
-      num_microbatches: how many micro-batches the gradient is computed on.
-      averaging: None; "ema", whose scored parameters are an exponential moving average over this
-        share of the run; or "swa", stochastic weight averaging (arXiv 1803.05407) over the last
-        quarter of the epochs.
-      averaging_value: the share for "ema". For "swa" the final learning rate relative to the
-        initial one, with the schedule of the authors; 0 keeps ``schedule``.
-    """
-
-    description: str
+    description: str  # a few words for tables
     source: Source
-    network: nn.Module
-    num_train: int
-    num_validation: int
-    epochs: int
-    setting: Setting
-    seconds: float
-    noise: float = 0.0
-    base: Literal["sgd", "adamw"] = "sgd"
+    network: nn.Module  # network(x, train) returns logits, or what the objective takes
+    num_train: int  # the size of the random training subset, another one for each seed
+    num_validation: int  # training examples that the search holds out, with clean labels
+    epochs: int  # Incomplete batches are dropped.
+    setting: Setting  # the start of the search
+    seconds: float = 1  # the approximate duration of a run of the base optimizer on one core
+    noise: float = 0.0  # the share of training labels that are wrong (symmetric noise)
+    base: Literal["sgd", "adamw"] = "sgd"  # with momentum 0.9 and coupled decay, or AdamW
     batch_size: int = 64
     objective: Objective = CLASSES
-    schedule: Literal["cosine", "stable"] = "cosine"
-    augment: Callable[[Any, Any], Any] | None = None
-    pretraining: "Task | None" = None
-    num_classes: int = NUM_CLASSES
-    num_microbatches: int = 1
-    averaging: Literal["ema", "swa"] | None = None
-    averaging_value: float = 0.0
+    schedule: Literal["cosine", "stable"] = "cosine"  # to 0, or up, constant and down
+    augment: Callable[[Any, Any], Any] | None = None  # (key, x) -> x
+    pretraining: "Task | None" = None  # its trained network, of the same seed, is the initial value
+    num_classes: int = NUM_CLASSES  # from which wrong labels are drawn
+    num_microbatches: int = 1  # on which the gradient is computed
 
 
 class Data(NamedTuple):
@@ -188,17 +154,15 @@ def _text(part: str) -> Arrays:
     return windows[:, :-1], windows[:, 1:]
 
 
-MODULES = (  # of the standard library, the ten classes of `text_classes`
-    *("_pydecimal", "argparse", "doctest", "inspect", "mailbox"),
-    *("pdb", "pickle", "tarfile", "turtle", "typing"),
-)
+# Of the standard library, the ten classes of `text_classes`.
+MODULES = "_pydecimal argparse doctest inspect mailbox pdb pickle tarfile turtle typing"
 
 
 @functools.cache
 def _code(part: str) -> Arrays:
     """Pieces of 48 bytes of program code and the module that each is from."""
     x, labels = [], []
-    for label, name in enumerate(MODULES):
+    for label, name in enumerate(MODULES.split()):
         source = pathlib.Path(sysconfig.get_paths()["stdlib"], f"{name}.py").read_bytes()
         pieces = texts.windows(source, 48)[part][:, 1:]
         x.append(pieces)
@@ -313,7 +277,6 @@ DEVELOPMENT = {
         num_validation=800,
         epochs=60,
         setting=Setting(rho=0.3, learning_rate=0.2, weight_decay=5e-4),
-        seconds=1,
     ),
     "fmnist_cnn_clean": Task(
         "CNN on 3,000 images",
@@ -361,7 +324,7 @@ _NOISY_DIGITS = Task(
     setting=Setting(rho=0.2, learning_rate=0.02, weight_decay=5e-4),
     seconds=2,
 )
-HELD_OUT = {
+SEEN = {
     "language": Task(
         "language model on 32 kB of English",
         source=TEXT,
@@ -393,7 +356,6 @@ HELD_OUT = {
         num_validation=100,
         epochs=60,
         setting=Setting(rho=0.1, learning_rate=2e-3, weight_decay=0.05),
-        seconds=1,
         base="adamw",
         batch_size=32,
         num_classes=2,
@@ -409,7 +371,6 @@ HELD_OUT = {
         num_validation=400,
         epochs=60,
         setting=Setting(rho=0.1, learning_rate=0.02, weight_decay=5e-4),
-        seconds=1,
         batch_size=32,
         objective=NUMBERS,
     ),
@@ -430,6 +391,8 @@ HELD_OUT = {
         epochs=30,
         seconds=4,
     ),
+}
+UNSEEN = {
     "recurrent": Task(
         "GRU on 2,000 images, 30 % label noise",
         source=FASHION,
@@ -451,7 +414,6 @@ HELD_OUT = {
         num_validation=1000,
         epochs=15,
         setting=Setting(rho=0.1, learning_rate=2e-3, weight_decay=0.01),
-        seconds=1,
         base="adamw",
     ),
     "mixer": Task(
@@ -475,7 +437,6 @@ HELD_OUT = {
         num_validation=1000,
         epochs=40,
         setting=Setting(rho=0.1, learning_rate=0.05, weight_decay=5e-4),
-        seconds=1,
         num_classes=5,
     ),
     "group_norm": Task(
@@ -487,7 +448,6 @@ HELD_OUT = {
         num_validation=260,
         epochs=40,
         setting=Setting(rho=0.1, learning_rate=0.05, weight_decay=5e-4),
-        seconds=1,
         batch_size=32,
     ),
     "diabetes": Task(
@@ -498,7 +458,6 @@ HELD_OUT = {
         num_validation=80,
         epochs=100,
         setting=Setting(rho=0.1, learning_rate=0.01, weight_decay=5e-4),
-        seconds=1,
         batch_size=20,
         objective=NUMBERS,
         schedule="stable",
@@ -531,9 +490,6 @@ HELD_OUT = {
         schedule="stable",
     ),
 }
-UNSEEN = (
-    *("recurrent", "text_classes", "mixer", "clusters"),
-    *("group_norm", "diabetes", "attention", "little_text"),
-)
+HELD_OUT = SEEN | UNSEEN
 LISTS = {"held-out": HELD_OUT, "development": DEVELOPMENT}
 TASKS = HELD_OUT | DEVELOPMENT

@@ -17,8 +17,6 @@ from arsam_jax import fast_convolutions, microbatches
 from benchmarks.accuracy.methods import METHODS, Context
 from benchmarks.accuracy.tasks import Data, Setting, Task, make_data
 
-SWA_START = 0.75  # of the run
-
 
 class Result(NamedTuple):
     """What a run reports. The loss is the mean of the last epoch."""
@@ -31,7 +29,6 @@ class Result(NamedTuple):
 class _State(NamedTuple):
     variables: Any  # (params, batch_stats)
     opt_state: Any
-    average: Any  # of variables, or None
 
 
 def train(
@@ -62,20 +59,14 @@ def train(
         state, losses = program.run(state, *arguments, x, labels, chunk, first)
         first += len(chunk)
         if number > len(chunks) - evaluations:
-            scores.append(100 * _evaluate(task, state, data, order))
+            held_out_score = _score(task, state.variables, data.held_out_x, data.held_out_labels)
+            scores.append(100 * float(held_out_score))
     num_sampled = int(arsam_jax.get_metrics(state.opt_state).num_sampled)
     return Result(
         scores=scores,
         sampled_share=num_sampled / len(order),
         train_loss=float(losses[-len(order) // task.epochs :].mean()),
     )
-
-
-def _evaluate(task: Task, state: _State, data: Data, order: np.ndarray) -> float:
-    scored = state.variables if state.average is None else state.average
-    if task.averaging == "swa":
-        scored = _with_statistics(task, scored, data.x, order[-len(order) // task.epochs :])
-    return float(_score(task, scored, data.held_out_x, data.held_out_labels))
 
 
 def _order(task: Task, num_train: int, seed: int) -> np.ndarray:
@@ -138,7 +129,7 @@ def _program(task: Task, method: str, value: float) -> _Program:
     @functools.partial(jax.jit, static_argnames="steps")
     def init(variables, seed, setting, steps):
         opt_state = make_optimizer(seed, setting, steps).init(variables[0])
-        return _State(variables, opt_state, variables if task.averaging else None)
+        return _State(variables, opt_state)
 
     @functools.partial(jax.jit, static_argnames="steps")
     def run(state, seed, setting, steps, x, labels, order, first):
@@ -153,7 +144,7 @@ def _program(task: Task, method: str, value: float) -> _Program:
         @fast_convolutions
         def step(carry):
             state, (number, indices, previous_indices) = carry
-            (params, statistics), opt_state, average = state
+            (params, statistics), opt_state = state
             batch = batch_of(number, indices)
 
             def losses_of(params, batch):
@@ -187,10 +178,7 @@ def _program(task: Task, method: str, value: float) -> _Program:
                 **more,
             )
             variables = optax.apply_updates(params, updates), statistics_
-            if average is not None:
-                weight = _averaging_weight(task, number, steps)
-                average = optax.incremental_update(variables, average, weight)
-            return _State(variables, opt_state, average), loss
+            return _State(variables, opt_state), loss
 
         previous = jnp.concatenate([order[:1], order[:-1]])
         numbered = first + jnp.arange(len(order)), order, previous
@@ -200,12 +188,6 @@ def _program(task: Task, method: str, value: float) -> _Program:
 
 
 def _schedule(task: Task, learning_rate, steps: int):
-    if task.averaging == "swa" and task.averaging_value:  # as in github.com/timgaripov/swa
-        start = SWA_START * steps
-        fall = optax.linear_schedule(
-            1.0, task.averaging_value, round(0.4 * start), round(0.5 * start)
-        )
-        return lambda step: learning_rate * fall(step)
     if task.schedule == "cosine":
         return optax.cosine_decay_schedule(learning_rate, steps)
     warm_up, fall = max(1, steps // 10), max(1, steps // 5)
@@ -214,26 +196,6 @@ def _schedule(task: Task, learning_rate, steps: int):
         optax.linear_schedule(learning_rate, 0.0, fall, transition_begin=steps - fall - warm_up),
     ]
     return optax.join_schedules(parts, [warm_up])
-
-
-def _averaging_weight(task: Task, number, steps: int):
-    """The weight that the parameters after this step get in the average."""
-    if task.averaging == "ema":
-        return 1 / max(1, task.averaging_value * steps)
-    epochs, rest = jnp.divmod(number + 1, steps // task.epochs)
-    taken = epochs - round(SWA_START * task.epochs) + 1
-    return jnp.where((rest == 0) & (taken > 0), 1 / jnp.maximum(taken, 1), 0.0)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _with_statistics(task, variables, x, order):
-    """The same parameters with BatchNorm statistics of these batches."""
-    params, statistics = variables
-
-    def step(statistics, indices):
-        return _outputs(task, params, statistics, x[indices])[1], None
-
-    return params, jax.lax.scan(step, statistics, order)[0]
 
 
 def _outputs(task, params, statistics, x):

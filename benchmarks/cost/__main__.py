@@ -33,7 +33,7 @@ class Options:
     csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File of the results. By default benchmarks/results/cost.csv, or accelerator.csv there."""
     networks: tuple[str, ...] = ()
-    """Only these networks: mlp, cnn, many_arrays, gpt, gpt2_small, resnet50."""
+    """Only these networks: mlp, cnn, gpt, gpt2_small, resnet50, many_arrays."""
     cores: int = 1
     """Cores that the process is pinned to. Not used with --accelerator."""
     accelerator: bool = False
@@ -90,7 +90,7 @@ def _measure(options: Options) -> None:
             table.append(options.file, *rows)
     file = report.communication_file(options.file)
     if not file.exists():
-        module = ("-m", "benchmarks.cost.communication", "--csv", str(file))
+        module = ("-m", "benchmarks.cost.communication", str(file))
         subprocess.run([sys.executable, *module], check=True)
 
 

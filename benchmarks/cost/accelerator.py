@@ -39,20 +39,12 @@ class Classifier(nn.Module):
 
 
 class Plan(NamedTuple):
-    """What is measured, and how much of it.
+    """What is measured, and how much of it."""
 
-    Attributes:
-      networks: of which the steps are timed.
-      data: of ``benchmarks.paper.label_noise``.
-      width: of ResNet-18 in the training runs.
-      epochs: of a training run.
-      max_seeds: the most seeds that are trained.
-    """
-
-    networks: dict[str, networks.Network]
-    data: str
-    width: int
-    epochs: int
+    networks: dict[str, networks.Network]  # of which the steps are timed
+    data: str  # of benchmarks.paper.label_noise
+    width: int  # of ResNet-18 in the training runs
+    epochs: int  # of a training run
     max_seeds: int
 
 
@@ -104,7 +96,8 @@ def run(csv: Path, minutes: float, folder: Path, plan: Plan) -> None:
 def train_once(method: str, seed: int, folder: Path, plan: Plan) -> dict[str, Any]:
     """Trains ResNet-18 and returns its row."""
     value = TRAINED[method]
-    task = make_task(plan.data, folder, Classifier(plan.width), plan.epochs, NOISE)
+    network: Any = Classifier(plan.width)
+    task = make_task(plan.data, folder, network, plan.epochs, NOISE)
     setting = SETTING if method != "base" else SETTING._replace(rho=0.0)
     start = time.perf_counter()
     result = train(task, method, value, setting, seed, "test")

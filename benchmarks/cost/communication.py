@@ -4,16 +4,15 @@ The counts are read from the compiled step on forced host devices, separately fo
 and with a second gradient. They do not depend on the kind of device.
 """
 
-import dataclasses
 import math
 import re
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,7 +20,9 @@ import arsam_jax
 from arsam_jax import parallel, sampling
 from benchmarks import table
 
+DEVICES = 4
 RHO = 0.05
+WIDTH = 512  # of the three layers of the network
 METHODS = {
     "base": (arsam_jax.sharpness_aware(0, sampling=sampling.never()), None),
     "sam": (arsam_jax.sam(RHO), None),
@@ -29,18 +30,6 @@ METHODS = {
     "arsam": (arsam_jax.arsam(RHO), None),
     "budgeted_sam": (arsam_jax.budgeted_sam(RHO, share=1 / 8), None),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options of the program."""
-
-    devices: int = 4
-    """Number of forced host devices."""
-    width: int = 512
-    """Width of the three layers of the network."""
-    csv: Annotated[Path, tyro.conf.arg(metavar="FILE")] = table.RESULTS / "cost_communication.csv"
-    """File of the results."""
 
 
 def all_reduces(hlo: str) -> tuple[int, int]:
@@ -51,12 +40,12 @@ def all_reduces(hlo: str) -> tuple[int, int]:
     return len(results), sum(sizes)
 
 
-def compiled_step(link: Any, axis_name: str | None, options: Options) -> tuple[str, int]:
+def compiled_step(link: Any, axis_name: str | None) -> tuple[str, int]:
     """The HLO of a data-parallel step and the bytes of the parameters."""
-    mesh = Mesh(jax.devices()[: options.devices], ("batch",))
+    mesh = Mesh(jax.devices()[:DEVICES], ("batch",))
     keys = jax.random.split(jax.random.key(0), 4)
-    weights = [jax.random.normal(key, (options.width, options.width)) for key in keys[:3]]
-    x = jax.random.normal(keys[3], (8 * options.devices, options.width))
+    weights = [jax.random.normal(key, (WIDTH, WIDTH)) for key in keys[:3]]
+    x = jax.random.normal(keys[3], (8 * DEVICES, WIDTH))
     x = jax.device_put(x, NamedSharding(mesh, P("batch")))
     tx: Any = optax.chain(link, optax.sgd(0.01, momentum=0.9))
 
@@ -89,25 +78,22 @@ def compiled_step(link: Any, axis_name: str | None, options: Options) -> tuple[s
     return compiled.as_text() or "", sum(w.nbytes for w in weights)
 
 
-def main(options: Options) -> None:
-    jax.config.update("jax_num_cpu_devices", options.devices)
-    if len(jax.devices()) < options.devices:
-        raise SystemExit(f"--devices {options.devices}: there are only {len(jax.devices())}.")
+def main(csv: Path) -> None:
+    jax.config.update("jax_num_cpu_devices", DEVICES)
     for method, (link, axis_name) in METHODS.items():
-        hlo, parameter_bytes = compiled_step(link, axis_name, options)
+        hlo, parameter_bytes = compiled_step(link, axis_name)
         plain, sampled = all_reduces(hlo.split("\nENTRY ")[1]), all_reduces(hlo)
         row = {
             "method": method,
-            "devices": options.devices,
+            "devices": DEVICES,
             "parameter_bytes": parameter_bytes,
             "plain_all_reduces": plain[0],
             "plain_bytes": plain[1],
             "sampled_all_reduces": sampled[0],
             "sampled_bytes": sampled[1],
         }
-        print(row, flush=True)
-        table.append(options.csv, row | table.provenance())
+        table.append(csv, row | table.provenance())
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+if __name__ == "__main__":  # in a process of its own, because JAX has other devices in it
+    main(Path(sys.argv[1]))

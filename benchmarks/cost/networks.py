@@ -1,28 +1,18 @@
 """The networks whose steps are timed."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from benchmarks.accuracy.networks import MLP
+from benchmarks.accuracy.networks import MLP, ResNet
 from examples.common import networks as models
 from examples.language.network import VOCABULARY, Transformer
 
 NUM_CLASSES = 10
-
-
-class CNN(nn.Module):
-    """Three convolutions with BatchNorm."""
-
-    @nn.compact
-    def __call__(self, x, *, is_training=True):
-        for features, strides in ((16, 1), (32, 2), (32, 2)):
-            x = nn.Conv(features, (3, 3), strides=strides, use_bias=False)(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=not is_training)(x))
-        return nn.Dense(NUM_CLASSES)(x.mean((1, 2)))
 
 
 class ManyArrays(nn.Module):
@@ -68,23 +58,14 @@ class ResNet50(nn.Module):
 
 
 class Network(NamedTuple):
-    """What is timed: a module on a batch.
+    """What is timed: a module on a batch."""
 
-    Attributes:
-      module: takes inputs, and ``is_training`` unless ``arguments`` lacks it.
-      shape: of one example. Tokens if it has one axis.
-      batch_size: examples per step.
-      base: the base optimizer, "sgd" with momentum or "adamw".
-      arguments: keyword arguments of the module.
-      rounds: interleaved rounds in which the steps are timed.
-    """
-
-    module: nn.Module
-    shape: tuple[int, ...]
+    module: nn.Module  # takes inputs and the arguments below
+    shape: tuple[int, ...]  # of one example; tokens if it has one axis
     batch_size: int
-    base: str = "sgd"
+    base: str = "sgd"  # with momentum, or "adamw"
     arguments: tuple[tuple[str, bool], ...] = ()
-    rounds: int = 40
+    rounds: int = 40  # in which the steps are timed
 
     def make_batch(self) -> tuple[jax.Array, jax.Array]:
         """Random inputs, and labels or next tokens."""
@@ -92,21 +73,23 @@ class Network(NamedTuple):
         if len(self.shape) > 1:
             inputs = jax.random.normal(key, (self.batch_size, *self.shape))
             return inputs, jax.random.randint(key, (self.batch_size,), 0, NUM_CLASSES)
-        text = jax.random.randint(key, (self.batch_size, self.shape[0] + 1), 0, VOCABULARY)
+        size = self.batch_size, math.prod(self.shape) + 1
+        text = jax.random.randint(key, size, 0, VOCABULARY)
         return text[:, :-1], text[:, 1:]
 
 
 TRAINING = (("is_training", True),)
 SMALL, COLOUR = (28, 28, 1), (32, 32, 3)
+RESNET = ResNet(stem=(3, 3), stem_strides=2, kernel=(3, 3))
 GPT = Transformer(width=256, depth=12, heads=4, length=256)
 GPT2_SMALL = Transformer(width=768, depth=12, heads=12, length=64)
 CPU = {
     "mlp": Network(MLP((512, 512)), SMALL, 128),
-    "cnn": Network(CNN(), SMALL, 64, arguments=TRAINING),
+    "cnn": Network(RESNET, SMALL, 64),
+    "gpt": Network(GPT, (256,), 1, "adamw", TRAINING, rounds=12),
+    "gpt2_small": Network(GPT2_SMALL, (64,), 1, "adamw", TRAINING, rounds=6),
+    "resnet50": Network(ResNet50(), COLOUR, 2, arguments=TRAINING, rounds=6),
     "many_arrays": Network(ManyArrays(200), SMALL, 128),
-    "gpt": Network(GPT, (256,), 1, "adamw", TRAINING, rounds=15),
-    "gpt2_small": Network(GPT2_SMALL, (64,), 1, "adamw", TRAINING, rounds=10),
-    "resnet50": Network(ResNet50(), COLOUR, 2, arguments=TRAINING, rounds=10),
 }
 VIT = models.VisionTransformer(NUM_CLASSES, patch_size=4, dtype=jnp.bfloat16)
 ACCELERATOR = {
@@ -118,5 +101,5 @@ ACCELERATOR = {
 }
 SMOKE = {
     "mlp": Network(MLP((8,)), SMALL, 4, rounds=2),
-    "cnn": Network(CNN(), SMALL, 2, arguments=TRAINING, rounds=2),
+    "cnn": Network(RESNET, SMALL, 2, rounds=2),
 }

@@ -84,12 +84,11 @@ class Program:
       facts: the columns about the network and about the compilation.
     """
 
-    def __init__(self, network: Network, optimizer: str, clock: Callable[[], float]):
+    def __init__(
+        self, network: Network, variables: Any, optimizer: str, clock: Callable[[], float]
+    ):
         module, batch = network.module, network.make_batch()
-        arguments = dict(network.arguments)
-        variables = jax.jit(functools.partial(module.init, **arguments))(
-            jax.random.key(1), batch[0]
-        )
+        arguments: Any = dict(network.arguments)
         base = optax.adamw(1e-3) if network.base == "adamw" else optax.sgd(1e-3, momentum=0.9)
         tx = OPTIMIZERS[optimizer](base)
 
@@ -117,6 +116,7 @@ class Program:
             )
             return optax.apply_updates(params, updates), new_batch_stats, opt_state
 
+        variables = jax.tree.map(jnp.copy, variables)  # A step donates them.
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         self._batch, self._state = batch, (params, batch_stats, jax.jit(tx.init)(params))
         self._clock = clock
@@ -166,10 +166,12 @@ def measure(
       check_time: called before each part of the work with its description.
     """
     clock = time.process_time if cores == 1 else time.perf_counter
+    initialize = jax.jit(functools.partial(network.module.init, **dict(network.arguments)))
+    variables = initialize(jax.random.key(1), network.make_batch()[0])
     programs: dict[str, Program] = {}
     for optimizer in optimizers:
         check_time(f"{name}: compiling {optimizer}")
-        programs[optimizer] = Program(network, optimizer, clock)
+        programs[optimizer] = Program(network, variables, optimizer, clock)
     compared = {key: step for key, step in STEPS.items() if step.optimizer in optimizers}
     times: dict[str, list[float]] = {key: [] for key in compared}
     check_time(f"{name}: timing its steps")

@@ -32,19 +32,12 @@ class Setting(NamedTuple):
 
 
 class Application(NamedTuple):
-    """A program of ``examples``.
+    """A program of ``examples``."""
 
-    Attributes:
-      command: the module and its arguments.
-      measure: the measure that the search improves.
-      sign: 1 if a larger measure is better, else -1.
-      start: the setting from which the search starts.
-    """
-
-    command: tuple[str, ...]
-    measure: str
-    sign: int
-    start: Setting
+    command: tuple[str, ...]  # the module and its arguments
+    measure: str  # that the search improves
+    sign: int  # 1 if a larger measure is better, else -1
+    start: Setting  # from which the search starts
 
 
 APPLICATIONS = {
@@ -65,15 +58,9 @@ APPLICATIONS = {
         ("examples.language",), "loss", -1, Setting(learning_rate=3e-3, rho=0.05)
     ),
 }
-SMOKE = {  # a network and a run of seconds
-    "--epochs": 1,
-    "--width": 16,
-    "--depth": 1,
-    "--heads": 2,
-    "--length": 32,
-    "--batch-size": 256,
-    "--fine-tuning-steps": 2,
-}
+SMOKE = (  # a network and a run of seconds
+    "--epochs 1 --width 16 --depth 1 --heads 2 --length 32 --batch-size 256 --fine-tuning-steps 2"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +121,7 @@ def _train(options, stage, method, setting, seeds) -> dict[int, dict[str, Any]]:
         if stage == "search":
             arguments.append("--validation")
         if options.smoke:
-            arguments += [str(word) for pair in SMOKE.items() for word in pair]
+            arguments += SMOKE.split()
         command = [sys.executable, "-m", *own.command, *arguments]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
