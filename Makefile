@@ -9,7 +9,7 @@ BIN := .venv/bin
 # What a file's tests share, one worker makes once.
 TEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints docs dist help
+.PHONY: demo test test-fast test-peers test-lowest test-newest lint format constraints docs dist bench-gpu help
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## SGD, SAM, ARSAM and budgeted SAM on digits with noisy labels
@@ -53,6 +53,9 @@ dist: .venv/installed  ## sdist and wheel in dist/, checked as a package index d
 	rm -rf dist
 	$(BIN)/uv build --quiet
 	$(BIN)/twine check --strict dist/*
+
+bench-gpu: .venv/installed  ## time and memory on this accelerator, in at most 8 minutes; call again to continue
+	$(BIN)/python -m benchmarks.cost --accelerator
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14

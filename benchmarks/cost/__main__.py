@@ -24,6 +24,7 @@ import rich
 import tyro
 
 from benchmarks import search, table
+from examples.common.image_sets import FASHION_MNIST_FOLDER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Options:
     """Measure on an accelerator, within --minutes."""
     minutes: float = 8
     """Time after which --accelerator starts nothing new."""
-    data_files: Path = Path("/usr/share/datasets/fashion-mnist")
+    data_files: Path = FASHION_MNIST_FOLDER
     """Folder of the four files of Fashion-MNIST, for the training runs of --accelerator."""
     smoke: bool = False
     """Only try the program, in seconds, on tiny networks and digits. The results are in

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import rich
 
@@ -76,8 +77,13 @@ class Clock:
 
 def run(csv: Path, minutes: float, folder: Path, plan: Plan) -> None:
     """Measures what the CSV files lack, and stops before the time is over."""
-    if plan.data == "fashion_mnist":
-        check_files(folder)  # before anything is measured
+    if plan is FULL:  # checked before anything is measured
+        if jax.default_backend() == "cpu":
+            raise SystemExit(
+                "--accelerator: JAX finds no accelerator. Install it for yours, for example with"
+                " the extra arsam-jax[cuda12], or try the program with --smoke."
+            )
+        check_files(folder)
     clock = Clock(minutes)
     try:
         done = {row["network"] for row in table.read(csv)}
