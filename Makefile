@@ -12,7 +12,7 @@ TEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ON_VERSIONS := $(addprefix tests/library/test_,contract.py distributed.py laws.py convolutions.py \
 	flax.py keras.py equinox.py wiring.py)
 
-.PHONY: demo test test-long test-all test-peers test-lowest test-newest lint format constraints docs dist help
+.PHONY: demo test test-long test-all test-peers test-lowest test-newest lint format constraints docs dist bench-gpu help
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## SGD, SAM, ARSAM and budgeted SAM on digits with noisy labels
@@ -57,6 +57,9 @@ dist: .venv/installed  ## sdist and wheel in dist/, checked as a package index d
 	rm -rf dist
 	$(BIN)/uv build --quiet
 	$(BIN)/twine check --strict dist/*
+
+bench-gpu: .venv/installed  ## time and memory on this accelerator, in at most 8 minutes; call again to continue
+	$(BIN)/python -m benchmarks.cost --accelerator
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14

@@ -1,4 +1,4 @@
-"""Studies of what the methods cost and gain: README.md says what each found."""
+"""Benchmarks of accuracy, of the paper's results and of cost. README.md has the commands."""
 
 from examples.common import extras
 

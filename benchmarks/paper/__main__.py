@@ -1,0 +1,44 @@
+"""Does ARSAM do at the paper's length what the paper reports?
+
+SGD with momentum, SAM, ARSAM with several α, SAM on every fourth step and budgeted_sam train on all
+of Fashion-MNIST with label noise for 78,156 steps. For each noise level the learning rate is
+searched for SGD, and the learning rate and ρ for SAM, by doubling and halving: two seeds of their
+own, a third of the epochs, 10,000 held-out training images with clean labels. Weight decay is fixed
+for all. ARSAM and the others take over SAM's setting.
+
+Every finished run is written to the CSV file at once and is never repeated: the same command
+continues after an interruption. The paper's other tables: python -m benchmarks.paper.applications.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import rich
+
+from benchmarks import search
+from benchmarks.paper import label_noise, report
+from benchmarks.paper.label_noise import Options
+
+
+def main(options: Options) -> None:
+    if options.smoke:
+        options = dataclasses.replace(
+            options,
+            csv=Path("runs/benchmarks/smoke/paper.csv"),
+            noise=options.noise[:1],
+            alphas=options.alphas[:1],
+            seeds=options.seeds[:1],
+            data="digits",
+            epochs=3,
+            workers=0,
+        )
+        options.csv.unlink(missing_ok=True)
+    if not options.report:
+        label_noise.run(options)
+    if options.stage == "run":
+        for path in report.write(options.csv):
+            rich.print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    search.command_line(main, Options, __doc__)
