@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
-from safetensors import SafetensorError
 
 from examples.common.errors import DataError
+from examples.common.reading import check_size, reading
 from examples.common.records import write_bytes
 
 TorchName = Callable[[tuple[str, ...]], str | None]
@@ -43,22 +43,28 @@ _SHOWN = 8  # names in a message
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by their names.
+    """Read the arrays of a file, by name.
 
     Raises:
-      DataError: if it cannot be read, or is of another kind.
+      DataError: If the file cannot be read, or is of another kind.
     """
-    try:
-        if path.suffix == ".npz":
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                return dict(file)
-        if path.suffix == ".safetensors":
-            return safetensors.numpy.load(path.read_bytes())
-    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read: {error!r}. Save it anew.") from error
-    except (zipfile.BadZipFile, SafetensorError) as error:
-        raise DataError(f"{path} is damaged: {error}. Save it anew.") from error
-    raise DataError(f"{path} is neither .npz nor .safetensors; see examples/common/weights.py.")
+    with reading(path, "a file of weights", "Save it again."):
+        match path.suffix:
+            case ".npz":
+                with zipfile.ZipFile(path) as archive:
+                    check_size(path, sum(member.file_size for member in archive.infolist()))
+                with np.load(path, allow_pickle=False) as file:
+                    weights = dict(file)
+            case ".safetensors":
+                weights = safetensors.numpy.load(path.read_bytes())
+            case _:
+                raise DataError(
+                    f"{path} is neither .npz nor .safetensors. See examples/common/weights.py."
+                )
+    for name, value in weights.items():
+        if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.number):
+            raise DataError(f"{name} in {path} is not an array of numbers. Save it again.")
+    return weights
 
 
 def save(path: Path, weights: Mapping[str, np.ndarray]) -> None:
