@@ -1,4 +1,4 @@
-"""The train step of a network with BatchNorm, of any method, and the state that it takes."""
+"""A train step for any method, for networks with or without BatchNorm and dropout."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,10 @@ import arsam_jax.flax
 
 
 class TrainState(arsam_jax.flax.TrainState):
-    """Also holds the BatchNorm statistics."""
+    """A state with BatchNorm statistics and the key of dropout, for networks that have them."""
 
     batch_stats: Any
+    key: Any = None
 
 
 def train_step(
@@ -22,15 +23,19 @@ def train_step(
     previous_losses: Callable[[Any, Any], tuple[jax.Array, Any]] | None = None,
     **extra_args: Any,
 ) -> tuple[Any, jax.Array]:
-    """The next state, and the mean loss, with all that a method may ask for.
+    """Take a step, with all extra arguments that any method uses.
 
     Args:
-      state: a ``TrainState``.
-      batch: with ``index``, which examples it has.
-      previous: the batch of the step before.
-      losses: ``(params, batch) -> (batch,) losses, new BatchNorm statistics``.
-      previous_losses: the same for ``previous``, where its dropout has another key.
-      extra_args: further ones for the optimizer.
+      state: A ``TrainState``.
+      batch: A mini-batch. Its attribute ``index`` has the numbers of its examples.
+      previous: The mini-batch of the previous step.
+      losses: A function ``(params, batch) -> (losses, batch_stats)`` with the loss of each example,
+        (batch,), and the new BatchNorm statistics.
+      previous_losses: The same for ``previous``, if it uses another key of dropout.
+      **extra_args: Further extra arguments of the optimizer.
+
+    Returns:
+      The new state and the mean loss.
     """
 
     def value_and_grad(params, batch=batch, losses=losses):
@@ -46,7 +51,7 @@ def train_step(
     (loss, batch_stats), grads = value_and_grad(state.params)
     state = state.apply_gradients(
         grads=grads,
-        batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
+        batch_stats=batch_stats,  # Those of the perturbed pass are dropped.
         grad_fn=lambda params: value_and_grad(params)[1],
         previous_grad_fn=previous_grad_fn,
         example_loss_fn=lambda params, some: losses(params, some)[0],

@@ -2,14 +2,16 @@
 
 import gzip
 import math
+import struct
 import tarfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from examples.common.errors import DataError
+from examples.common.reading import check_size, reading
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` puts its files."""
@@ -20,29 +22,31 @@ _FILES = {
 }
 CIFAR_FILES = {
     "cifar10": (
-        *("cifar-10-binary.tar.gz", 10),
+        "cifar-10-binary.tar.gz",
+        10,
         tuple(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
         ("cifar-10-batches-bin/test_batch.bin",),
     ),
     "cifar100": (
-        *("cifar-100-binary.tar.gz", 100),
+        "cifar-100-binary.tar.gz",
+        100,
         ("cifar-100-binary/train.bin",),
         ("cifar-100-binary/test.bin",),
     ),
 }
-"""The archive of each, its classes, and the files of the training and the test set in it."""
+"""For each data set: the archive, the number of classes, its training and its test files."""
 
-_NOISE_STREAM = 1  # keeps the random streams of one seed apart; the order of a run has another
+_NOISE_STREAM = 1  # The order of the examples uses another stream of the same seed.
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's handwritten digits: images (n, 8, 8, 1) in uint8 of 0 to 16; labels (n,).
+    """Load scikit-learn's handwritten digits: images (n, 8, 8, 1) of 0 to 16 in uint8, labels (n,).
 
-    They come without a split. Ours is fixed: 1,000 for training and 797 for testing, drawn once
-    with the classes in equal shares (``train_test_split(..., stratify=labels, random_state=0)``).
+    The data set comes without a split. This one is fixed: 1,000 images for training and 797 for
+    testing, stratified by class (``train_test_split(..., stratify=labels, random_state=0)``).
 
     Args:
-      split: train or test.
+      split: ``"train"`` or ``"test"``.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -55,13 +59,14 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fashion_mnist(split: str, folder: Path = FASHION_MNIST_FOLDER) -> tuple[np.ndarray, np.ndarray]:
-    """Fashion-MNIST from its idx.gz files: images (n, 28, 28, 1) and labels (n,), both in uint8.
+    """Read Fashion-MNIST from its idx.gz files: images (n, 28, 28, 1) and labels (n,) in uint8.
 
     Args:
-      split: train, 60,000, or test, 10,000.
+      split: ``"train"`` (60,000 images) or ``"test"`` (10,000 images).
+      folder: The folder that has the four files.
 
     Raises:
-      DataError: where a file is missing, is damaged, or does not belong to the other.
+      DataError: If a file is missing or damaged, or if images and labels do not match.
     """
     fashion_mnist_files(folder)
     images_path, labels_path = (folder / file for file in _FILES[split])
@@ -79,50 +84,51 @@ def fashion_mnist(split: str, folder: Path = FASHION_MNIST_FOLDER) -> tuple[np.n
 
 
 def fashion_mnist_files(folder: Path) -> list[Path]:
-    """The four files.
+    """Return the paths of the four files.
 
     Raises:
-      DataError: where one is missing.
+      DataError: If one is missing.
     """
     paths = [folder / file for files in _FILES.values() for file in files]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         raise DataError(
-            f"{folder} lacks {', '.join(missing)}. Debian and Ubuntu have them in the package"
-            " dataset-fashion-mnist (apt install dataset-fashion-mnist); elsewhere, download the"
-            " four files named in github.com/zalandoresearch/fashion-mnist and pass their folder"
-            " as --data-files."
+            f"{folder} lacks {', '.join(missing)}. On Debian and Ubuntu, install the package with"
+            " apt install dataset-fashion-mnist. Elsewhere, download the four files named in"
+            " github.com/zalandoresearch/fashion-mnist and pass their folder as --data-files."
         )
     return paths
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Reads a gzipped idx file of unsigned bytes: 0, 0, 8, rank, big-endian sizes, data.
+    """Read a gzipped idx file of unsigned bytes: 0, 0, 8, rank, big-endian sizes, data.
 
     Raises:
-      DataError: if it is truncated, or something else.
+      DataError: If the file is damaged, or is something else.
     """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be decompressed: {error}. Download it again.") from error
-    if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
-        raise DataError(f"{path} is not an idx file of unsigned bytes.")
-    rank = content[3]
-    shape = tuple(np.frombuffer(content, ">u4", count=rank, offset=4).tolist())
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    if math.prod(shape) != len(values):
-        raise DataError(
-            f"{path} should hold {shape} values, but has {len(values)}. Download it again."
-        )
-    return values.reshape(shape)
+    with reading(path, "a gzipped idx file"), gzip.open(path) as file:
+        start = file.read(4)
+        if len(start) < 4 or start[:3] != b"\x00\x00\x08":
+            raise DataError(f"{path} is not an idx file of unsigned bytes.")
+        shape = struct.unpack(f">{start[3]}I", file.read(4 * start[3]))
+        check_size(path, math.prod(shape))
+        values = np.frombuffer(file.read(math.prod(shape) + 1), np.uint8)
+        if len(values) != math.prod(shape):
+            raise DataError(
+                f"{path} should hold {shape} values, but has {len(values)}. Download it again."
+            )
+        return values.reshape(shape)
 
 
 def cifar_archive(name: str, path: Path) -> Path:
-    """The tar.gz of CIFAR's binary version, given as such or by its folder.
+    """Return the path of a CIFAR archive, the tar.gz of its binary version.
+
+    Args:
+      name: ``"cifar10"`` or ``"cifar100"``.
+      path: The archive, or the folder that has it.
 
     Raises:
-      DataError: where it is missing.
+      DataError: If it is missing.
     """
     archive = path / CIFAR_FILES[name][0] if path.is_dir() else path
     if not archive.exists():
@@ -134,54 +140,60 @@ def cifar_archive(name: str, path: Path) -> Path:
 
 
 def cifar(name: str, split: str, archive: Path) -> tuple[np.ndarray, np.ndarray]:
-    """CIFAR-10 or CIFAR-100: images (n, 32, 32, 3) and labels (n,), both in uint8.
+    """Read CIFAR-10 or CIFAR-100: images (n, 32, 32, 3) and labels (n,), both in uint8.
 
-    A record of the binary version is the label, on CIFAR-100 after that of the superclass, and
-    3 × 32 × 32 bytes.
+    A record of the binary version has one byte for the label and 3 × 32 × 32 bytes for the image.
+    In CIFAR-100 the label of the superclass comes first.
 
     Args:
-      name: cifar10 or cifar100.
-      split: train, 50,000, or test, 10,000.
-      archive: see ``cifar_archive``.
+      name: ``"cifar10"`` or ``"cifar100"``.
+      split: ``"train"`` (50,000 images) or ``"test"`` (10,000 images).
+      archive: See ``cifar_archive``.
 
     Raises:
-      DataError: where it is damaged, or is not of this data set.
+      DataError: If the archive is damaged, or belongs to another data set.
     """
     _, num_classes, train, test = CIFAR_FILES[name]
     num_labels = 2 if name == "cifar100" else 1
     size = num_labels + 3072
     files = {"train": train, "test": test}[split]
-    records = np.concatenate([_read_records(name, archive, file, size) for file in files])
+    records = np.concatenate(list(_read_records(name, archive, files, size)))
     labels = records[:, num_labels - 1]
     if labels.max() >= num_classes:
-        raise DataError(f"{archive} has label {labels.max()}, which is no class.")
+        raise DataError(f"{archive} has the label {labels.max()}, but {num_classes} classes.")
     images = records[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), labels
 
 
-def _read_records(name: str, path: Path, file: str, size: int) -> np.ndarray:
-    try:
-        with tarfile.open(path) as archive:
-            member: Any = archive.extractfile(file)
-            content = member.read()
-    except KeyError:
-        raise DataError(f"{path} lacks {file}. Is it of {name}?") from None
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise DataError(
-            f"{path} is damaged: {file} cannot be read ({error}). Download it again."
-        ) from error
-    if not content or len(content) % size:
-        raise DataError(f"{file} in {path} is no whole number of images.")
-    return np.frombuffer(content, np.uint8).reshape(-1, size)
+def _read_records(name: str, path: Path, files: tuple[str, ...], size: int) -> Iterator[np.ndarray]:
+    """Read each of the files of a CIFAR archive as records of ``size`` bytes, (n, size)."""
+    with reading(path, f"the archive of {name}"), tarfile.open(path) as archive:
+        members = {member.name: member for member in archive.getmembers()}
+        stream: Any = archive.fileobj
+        while stream.read(2**20):  # At its end the checksum is compared.
+            pass
+        for file in files:
+            place, member = f"{file} in {path}", members.get(file)
+            if member is None:
+                raise DataError(f"{path} lacks {file}. Is it of {name}?")
+            if not member.isreg():
+                raise DataError(f"{place} is not a regular file. Download the archive again.")
+            check_size(place, member.size)
+            content: Any = archive.extractfile(member)
+            values = np.frombuffer(content.read(), np.uint8)
+            if not values.size or values.size % size:
+                raise DataError(f"{place} is no whole number of images. Download it again.")
+            yield values.reshape(-1, size)
 
 
 def add_symmetric_noise(
     labels: np.ndarray, rate: float, num_classes: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Replaces each label, with probability ``rate``, by another class drawn uniformly.
+    """Replace each label, with probability ``rate``, by another class drawn uniformly.
 
-    The true class is not drawn, so ``rate`` is the share of wrong labels: the "symmetry flipping"
-    of Co-teaching (arXiv 1804.06872) and O2U-Net (ICCV 2019), which the ARSAM paper follows.
+    The true class is never drawn, so ``rate`` is the expected share of noisy labels. This is the
+    "symmetry flipping" of Co-teaching (arXiv 1804.06872) and O2U-Net (ICCV 2019), which the ARSAM
+    paper follows.
     """
     is_flipped = rng.random(len(labels)) < rate
     offsets = rng.integers(1, num_classes, len(labels))
@@ -189,5 +201,5 @@ def add_symmetric_noise(
 
 
 def noise_rng(seed: int) -> np.random.Generator:
-    """What is random in the label noise of a seed."""
+    """Return the random number generator of the label noise of a seed."""
     return np.random.default_rng((seed, _NOISE_STREAM))

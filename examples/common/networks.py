@@ -1,20 +1,25 @@
 """Image classifiers in Flax Linen: the networks of ARSAM's tables, and a vision transformer.
 
 Needs the extra ``arsam-jax[flax]``. Every model takes images of shape ``(batch, height, width,
-channels)`` and gives float32 logits of shape ``(batch, num_classes)``::
+channels)`` and returns float32 logits of shape ``(batch, num_classes)``::
 
     model = PyramidNet(num_classes=100, dtype=jnp.bfloat16)
     variables = model.init(jax.random.key(0), images, is_training=False)
     logits, changed = model.apply(
         variables, images, is_training=True, mutable=["batch_stats"], rngs={"dropout": key})
 
-``dtype`` is that of the computation. Parameters, BatchNorm and LayerNorm statistics, softmax, the
-mean over pixels and the last layer stay in float32.
+All have these attributes:
 
-Convolutions start at He's normal values, of variance
-2 / (kernel area × output channels) (arXiv 1502.01852, by fan-out), BatchNorm at γ = 1 and β = 0
-without exceptions, and the last layer as in Torch, whose default the published code keeps: uniform
-within ±1/√(input channels). BatchNorm keeps 0.9 of its running statistics a step, and ε = 1e-5.
+- ``num_classes``: The number of logits.
+- ``dtype``: The data type of the computation. Parameters, BatchNorm and LayerNorm statistics,
+  softmax, the mean over pixels and the last layer stay in float32.
+- ``dropout``: The rate of dropout, before the last layer unless stated otherwise. The papers of
+  ResNet, PyramidNet and MobileNet have none.
+
+Convolutions are initialized from He's normal distribution, of variance
+2 / (kernel area × output channels) (arXiv 1502.01852, by fan-out), BatchNorm with γ = 1 and β = 0,
+and the last layer as in PyTorch, uniformly within ±1/√(input channels). BatchNorm has momentum 0.9
+and ε = 1e-5. Numbers of parameters are for images with 3 channels.
 """
 
 import functools
@@ -27,7 +32,7 @@ import jax.numpy as jnp
 
 
 class Layers(NamedTuple):
-    """What makes the layers of a network: Flax's, or these with further arguments.
+    """Constructors of layers, such as Flax's with further arguments.
 
     ``first`` is the convolution that takes the images.
     """
@@ -40,16 +45,13 @@ class Layers(NamedTuple):
 class ResNet18(nn.Module):
     """ResNet-18 (arXiv 1512.03385) with a 3×3 stem of stride 1 for images of 32 or 64 pixels.
 
-    Four stages of two blocks, with 1, 2, 4 and 8 times ``width`` channels; projections where the
-    shape changes. 11,173,962 parameters at width 64 with 3 input channels and 10 classes,
-    11,220,132 with 100.
+    Four stages of two blocks have 1, 2, 4 and 8 times ``width`` channels, with projections where
+    the shape changes. At width 64 there are 11,173,962 parameters with 10 classes, and 11,220,132
+    with 100.
 
     Attributes:
-      num_classes: the number of logits.
-      width: channels of the stem and the first stage.
-      dropout: dropout before the last layer; the paper has none.
-      dtype: of the computation.
-      layers: what makes the layers.
+      width: Channels of the stem and the first stage.
+      layers: Constructors of the layers.
     """
 
     num_classes: int
@@ -60,7 +62,7 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
-        conv, norm = _layers(self.dtype, is_training, self.layers.conv)
+        conv, norm = conv_and_norm(is_training, self.dtype, make=self.layers.conv)
         x = nn.relu(norm()(conv(self.width, make=self.layers.first)(x)))
         for stage in range(4):
             width = self.width * 2**stage
@@ -78,19 +80,17 @@ class ResNet18(nn.Module):
 class WideResNet(nn.Module):
     """WideResNet-28-10 (arXiv 1605.07146): wide blocks, BatchNorm and ReLU first.
 
-    Three stages of (``depth`` - 4) / 6 blocks with 16, 32 and 64 times ``width`` channels. For
-    images of 32 pixels. 36,479,194 parameters with 3 input channels and 10 classes, 36,536,884
+    Three stages of (``depth`` - 4) / 6 blocks have 16, 32 and 64 times ``width`` channels. The
+    network is for images of 32 pixels. It has 36,479,194 parameters with 10 classes, and 36,536,884
     with 100 (36.5 M in the paper).
 
     Attributes:
-      num_classes: the number of logits.
-      depth: the number of layers, 6 n + 4.
-      width: the widening factor.
-      dropout: dropout between the two convolutions of a block; 0.3 where the paper has it.
-      dtype: of the computation.
+      depth: The number of layers, 6 n + 4.
+      width: The widening factor.
+      dropout: Dropout between the two convolutions of a block. If the paper has it, it is 0.3.
 
     Raises:
-      ValueError: on a depth that is not 6 n + 4.
+      ValueError: If the depth is not 6 n + 4.
     """
 
     num_classes: int
@@ -103,8 +103,8 @@ class WideResNet(nn.Module):
     def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
         blocks_per_stage, rest = divmod(self.depth - 4, 6)
         if blocks_per_stage < 1 or rest:
-            raise ValueError(f"depth must be 6 n + 4, as 10, 16, 28 or 40; got {self.depth}.")
-        conv, norm = _layers(self.dtype, is_training)
+            raise ValueError(f"depth must be 6 n + 4, such as 10, 16 or 28, not {self.depth}.")
+        conv, norm = conv_and_norm(is_training, self.dtype)
         x = conv(16)(x)
         for stage in range(3):
             width = 16 * self.width * 2**stage
@@ -120,24 +120,21 @@ class WideResNet(nn.Module):
 
 
 class PyramidNet(nn.Module):
-    """PyramidNet-110 with α = 270 (arXiv 1610.02915): every block adds as many channels.
+    """PyramidNet-110 with α = 270 (arXiv 1610.02915): every block adds the same number of channels.
 
-    The additive net of basic blocks: three stages of (``depth`` - 2) / 6 blocks, of which the k-th
-    of all N has 16 + α k / N channels, rounded. A block is BatchNorm, convolution, BatchNorm, ReLU,
-    convolution, BatchNorm; its shortcut is averaged over 2×2 pixels where the block has stride 2,
-    and padded with channels of zeros. For images of 32 pixels. 28,485,477 parameters with 3 input
-    channels and 10 classes, 28,511,307 with 100, as the authors' code has them (28.3 M in the
-    paper).
+    This is the additive network of basic blocks. Three stages have (``depth`` - 2) / 6 blocks each.
+    The k-th of all N blocks has 16 + α k / N channels, rounded. A block is BatchNorm, convolution,
+    BatchNorm, ReLU, convolution, BatchNorm. Its shortcut is averaged over 2×2 pixels if the block
+    has stride 2, and padded with zero channels. The network is for images of 32 pixels. As in the
+    authors' code, it has 28,485,477 parameters with 10 classes, and 28,511,307 with 100 (28.3 M in
+    the paper).
 
     Attributes:
-      num_classes: the number of logits.
-      depth: the number of layers, 6 n + 2.
-      alpha: channels added from the first block to the last.
-      dropout: dropout before the last layer; the paper has none.
-      dtype: of the computation.
+      depth: The number of layers, 6 n + 2.
+      alpha: The number of channels that are added from the first block to the last.
 
     Raises:
-      ValueError: on a depth that is not 6 n + 2.
+      ValueError: If the depth is not 6 n + 2.
     """
 
     num_classes: int
@@ -150,9 +147,9 @@ class PyramidNet(nn.Module):
     def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
         blocks_per_stage, rest = divmod(self.depth - 2, 6)
         if blocks_per_stage < 1 or rest:
-            raise ValueError(f"depth must be 6 n + 2, as 8, 20 or 110; got {self.depth}.")
+            raise ValueError(f"depth must be 6 n + 2, such as 8, 20 or 110, not {self.depth}.")
         num_blocks = 3 * blocks_per_stage
-        conv, norm = _layers(self.dtype, is_training)
+        conv, norm = conv_and_norm(is_training, self.dtype)
         x = norm()(conv(16)(x))
         for block in range(num_blocks):
             width = round(16 + self.alpha * (block + 1) / num_blocks)
@@ -169,22 +166,16 @@ class PyramidNet(nn.Module):
 class MobileNet(nn.Module):
     """MobileNet, the first version (arXiv 1704.04861): depthwise and pointwise convolutions.
 
-    4,231,976 parameters with 3 input channels and 1,000 classes (4.2 M in the paper), 3,217,226
-    with 10 and 3,411,976 with the 200 of Tiny-ImageNet.
-
-    The net divides the size of the image by 16 times ``stem_strides``: 2 is the paper's, for
-    images of 224 pixels, to which ARSAM's paper resizes Tiny-ImageNet; 1 is for images of 32.
-
-    The paper is silent on initial values. They are He's, where the output of a depthwise kernel
-    counts as the one channel it is.
+    There are 4,231,976 parameters with 1,000 classes (4.2 M in the paper), 3,217,226 with 10, and
+    3,411,976 with the 200 classes of Tiny-ImageNet. The paper does not state initial values. They
+    are He's, where the fan-out of a depthwise kernel is that of one channel.
 
     Attributes:
-      num_classes: the number of logits.
-      width: the paper's width multiplier.
-      stem_strides: 1 or 2, of the first convolution.
-      dropout: dropout before the last layer; the paper has none.
-      dtype: of the computation.
-      layers: what makes the layers.
+      width: The paper's width multiplier.
+      stem_strides: The stride of the first convolution. The total stride is 16 times as much. The
+        paper's 2 is for images of 224 pixels, to which ARSAM's paper resizes Tiny-ImageNet, and 1
+        is for images of 32 pixels.
+      layers: Constructors of the layers.
     """
 
     num_classes: int
@@ -196,7 +187,7 @@ class MobileNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
-        conv, norm = _layers(self.dtype, is_training, self.layers.conv)
+        conv, norm = conv_and_norm(is_training, self.dtype, make=self.layers.conv)
         stem = conv(int(32 * self.width), strides=self.stem_strides, make=self.layers.first)
         x = nn.relu(norm()(stem(x)))
         widths = (64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024)
@@ -204,8 +195,7 @@ class MobileNet(nn.Module):
             depthwise = conv(
                 x.shape[-1],
                 strides=2 if block in (1, 3, 5, 11) else 1,
-                feature_group_count=x.shape[-1],
-                kernel_init=nn.initializers.variance_scaling(2, "fan_in", "normal"),
+                groups=x.shape[-1],
             )
             x = nn.relu(norm()(depthwise(x)))
             x = nn.relu(norm()(conv(int(width * self.width), kernel=1)(x)))
@@ -216,26 +206,24 @@ class MobileNet(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT-S/16 (arXiv 2010.11929, 2012.12877): self-attention over patches and a class token.
 
-    22,050,664 parameters for images of 224 × 224 × 3 with 1,000 classes (22 M for DeiT-S in its
-    paper); 21,342,346 for images of 32 × 32 × 3 with ``patch_size=4`` and 10 classes. The position
-    embedding is sized by the images given to ``init``; others are an error in ``apply``.
+    There are 22,050,664 parameters for images of 224 × 224 pixels with 1,000 classes (22 M for
+    DeiT-S in its paper), and 21,342,346 for images of 32 × 32 pixels with ``patch_size=4`` and 10
+    classes. ``apply`` takes images of the size that ``init`` was given.
 
-    Initial values are DeiT's: normal of standard deviation 0.02 for the position embedding, the
-    class token and every linear layer (its truncation is at 100 standard deviations), biases 0, and
-    for the patches Torch's uniform. LayerNorm, before attention and MLP, has ε = 1e-6.
+    Initial values are DeiT's: normal with standard deviation 0.02 for the position embedding, the
+    class token and every linear layer, zero for biases, and PyTorch's uniform distribution for the
+    patches. LayerNorm, before attention and MLP, has ε = 1e-6.
 
     Attributes:
-      num_classes: the number of logits.
-      patch_size: pixels along the side of a patch.
-      width: the size of a token.
-      depth: the number of blocks.
-      num_heads: the number of attention heads, a divisor of ``width``.
-      dropout: dropout after the position embedding, attention, and both layers of an MLP: 0.1 in
-        ViT's paper, none in DeiT's.
-      dtype: of the computation.
+      patch_size: Pixels along the side of a patch.
+      width: The size of a token.
+      depth: The number of blocks.
+      num_heads: The number of attention heads, a divisor of ``width``.
+      dropout: Dropout after the position embedding, after attention, and after both layers of an
+        MLP: 0.1 in ViT's paper, none in DeiT's.
 
     Raises:
-      ValueError: if patches do not tile the image.
+      ValueError: If patches do not tile the image.
     """
 
     num_classes: int
@@ -249,7 +237,9 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
         if x.shape[1] % self.patch_size or x.shape[2] % self.patch_size:
-            raise ValueError(f"Patches of {self.patch_size} pixels do not tile {x.shape[1:3]}.")
+            raise ValueError(
+                f"patch_size {self.patch_size} must divide the size of the images, {x.shape[1:3]}."
+            )
         normal = nn.initializers.normal(0.02)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=normal)
         norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
@@ -282,23 +272,43 @@ class VisionTransformer(nn.Module):
 _torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def _layers(
-    dtype: Any, is_training: bool, make_conv: Callable[..., nn.Conv] = nn.Conv
-) -> tuple[Callable[..., nn.Conv], Callable]:
-    def conv(width: int, *, kernel: int = 3, make: Callable = make_conv, **kwargs: Any) -> nn.Conv:
-        kwargs = {
-            "kernel_init": nn.initializers.variance_scaling(2, "fan_out", "normal"),
-            **kwargs,
-        }
-        # Torch's padding: with "SAME", stride 2 would pad on one side only.
+def conv_and_norm(
+    is_training: bool,
+    dtype: Any = jnp.float32,
+    momentum: float = 0.9,
+    make: Callable[..., nn.Conv] = nn.Conv,
+) -> tuple[Callable[..., nn.Conv], Callable[..., nn.BatchNorm]]:
+    """Return constructors of convolutions and of BatchNorm as all networks use them."""
+
+    def conv(
+        width: int,
+        *,
+        kernel: int = 3,
+        strides: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        make: Callable[..., nn.Conv] = make,
+        name: str | None = None,
+    ) -> nn.Conv:
+        # The fan-out of a depthwise kernel is that of one channel, which its fan-in is.
+        fan: Any = "fan_out" if groups == 1 else "fan_in"
         return make(
-            width, (kernel, kernel), padding=kernel // 2, use_bias=False, dtype=dtype, **kwargs
+            width,
+            (kernel, kernel),
+            strides,
+            padding=kernel // 2 * dilation,  # With "SAME", stride 2 would pad on one side only.
+            kernel_dilation=dilation,
+            feature_group_count=groups,
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=nn.initializers.variance_scaling(2, fan, "normal"),
+            name=name,
         )
 
     norm = functools.partial(
         nn.BatchNorm,
         use_running_average=not is_training,
-        momentum=0.9,
+        momentum=momentum,
         epsilon=1e-5,
         dtype=dtype,
     )

@@ -1,4 +1,4 @@
-"""What the pictures of all programs share: colours of methods, the place of a legend, the file."""
+"""What all figures share: the colors of methods, the position of a legend, the file."""
 
 import io
 import math
@@ -9,9 +9,9 @@ from typing import Any
 from examples.common.records import write_bytes
 
 Styles = dict[str, dict[str, Any]]
-"""For each method, how matplotlib draws its line."""
+"""For each method, the keyword arguments with which Matplotlib draws its line."""
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart.
+# The colors of Okabe and Ito, which people with color blindness can distinguish.
 COLORS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vP*X"
@@ -20,7 +20,7 @@ _LEGEND_LINE = 1.5 * _LEGEND_FONT / 72  # in inches
 
 
 def styles_of(methods: list[str]) -> Styles:
-    """A colour and a line for each, to be used in all pictures of a report."""
+    """Return a color and a line style for each method, for all figures of a report."""
     return {
         name: {
             "color": COLORS[i % len(COLORS)],
@@ -31,7 +31,7 @@ def styles_of(methods: list[str]) -> Styles:
 
 
 def point(method: str, styles: Styles) -> dict[str, Any]:
-    """A method without a line: its colour, and a marker."""
+    """Return the style of a method that is drawn as points: its color, and a marker."""
     round_of_colors = list(styles).index(method) // len(COLORS)
     return {
         "color": styles[method]["color"],
@@ -40,16 +40,16 @@ def point(method: str, styles: Styles) -> dict[str, Any]:
 
 
 def legend(figure: Any, axes: Any, **kwargs: Any) -> None:
-    """The labels of ``axes`` beside all panels, where they hide nothing.
+    """Draw the legend of ``axes`` to the right of all panels and widen the figure by it.
 
-    They have as many columns as they need; the figure becomes wider by them. Its layout is to be
-    constrained.
+    It has as many columns as are needed. The layout of the figure must be ``"constrained"``.
     """
     handles, labels = axes.get_legend_handles_labels()
     lines = max((label.count("\n") + 1 for label in labels), default=1)
     rows = max(1, int((figure.get_figheight() - 1.2) / (lines * _LEGEND_LINE)))
     beside = figure.legend(
-        *(handles, labels),
+        handles,
+        labels,
         loc="outside right center",
         frameon=False,
         fontsize=_LEGEND_FONT,
@@ -61,7 +61,7 @@ def legend(figure: Any, axes: Any, **kwargs: Any) -> None:
 
 
 def write_picture(path: Path, save: Callable[..., object], **kwargs: Any) -> None:
-    """Writes a PNG file, whole or not at all, by ``figure.savefig`` or Pillow's ``image.save``."""
+    """Write a PNG file atomically with ``figure.savefig`` or Pillow's ``image.save``."""
     content = io.BytesIO()
     save(content, format="png", **kwargs)
     write_bytes(path, content.getvalue())

@@ -1,8 +1,8 @@
-"""Trains a small language model over bytes with each method, then asks what it keeps.
+"""Language: train a small model over bytes with several methods, fine-tune it and round it.
 
-Three questions to each trained model: how well it predicts text it has not seen; what it forgets
-of that when it is fine-tuned on another text, all weights or LoRA adapters alone; and what rounding
-its weights to 4 bits costs. arXiv 2605.02105 asks them of SAM with a model of a billion weights.
+It measures three things for each trained model: its loss on unseen text, how much that loss rises
+when the model is fine-tuned on another text (all weights, or LoRA adapters), and how much it rises
+when weights are rounded to 4 bits. arXiv 2605.02105 measures them for SAM and a billion weights.
 
 python -m examples.language                                   prose of Python's reference, then code
 python -m examples.language --method base sam --seeds 0 1 2
@@ -10,6 +10,7 @@ python -m examples.language --text mine.txt --other-text yours.txt
 """
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import arsam_jax.flax
-from examples.common import comparison, settings
+from examples.common import batch_norm, comparison, settings
 from examples.common.pipeline import Order
 from examples.language import data
 from examples.language.network import Transformer, adapted, make_adapters, rounded
@@ -32,8 +32,8 @@ _EVALUATION_BATCH = 64
 class Options(comparison.Options):
     """Train a language model over bytes with several methods, fine-tune it and round it.
 
-    Writes a table, all numbers and a picture to OUTPUT/NAME. Ctrl-C saves and stops; --resume goes
-    on.
+    A table, all numbers and a figure are written to OUTPUT/NAME. Ctrl-C saves and stops, and
+    --resume continues.
     """
 
     method: tuple[str, ...] = ("base", "sam", "arsam", "budgeted_sam")
@@ -45,35 +45,36 @@ class Options(comparison.Options):
     segment_length: int = 10
 
     text: Path | None = None
-    """What it learns, a file of at least 41 kB; by default the prose of Python's reference."""
+    """Training text, a file of at least 41 kB. By default the prose of Python's reference."""
     other_text: Path | None = None
-    """What it is fine-tuned on; by default code of Python's standard library."""
+    """Text for fine-tuning. By default code of Python's standard library."""
     length: int = 64
-    """Bytes of an example."""
+    """Length of an example in bytes."""
     width: int = 64
-    """Of the embeddings, a multiple of --heads."""
+    """Size of the embeddings, a multiple of --heads."""
     depth: int = 2
-    """Blocks of the transformer."""
+    """Number of blocks of the transformer."""
     heads: int = 4
-    """Of the attention."""
+    """Number of attention heads."""
     dropout: float = 0.0
-    """In [0, 1)."""
+    """Rate of dropout, in [0, 1)."""
     bits: int = 4
-    """Of the rounded weights, 2 to 8."""
+    """Bits of the rounded weights, 2 to 8."""
     fine_tuning_steps: int = 200
-    """With AdamW whatever the method was, and the learning rate falling linearly to 0."""
+    """Steps of fine-tuning, always with AdamW and a learning rate that falls linearly to 0."""
     fine_tuning_rate: float = 1e-3
     """Peak learning rate of fine-tuning all weights."""
     lora_rate: float = 3e-3
     """Peak learning rate of the adapters."""
     lora_rank: int = 8
+    """Rank of the adapters."""
 
 
 class Language:
-    """The task, see ``comparison.Task``. All losses are in bits a byte."""
+    """The task of language, see ``comparison.Task``. All losses are in bits per byte."""
 
     measures = {  # noqa: RUF012
-        "loss": ("bits a byte", "{:.3f}"),
+        "loss": ("bits per byte", "{:.3f}"),
         "rounding": ("+ by rounding", "{:.4f}"),
         "forgotten": ("+ by fine-tuning", "{:.3f}"),
         "other": ("other text", "{:.3f}"),
@@ -101,36 +102,23 @@ class Language:
     def new_state(self, tx: optax.GradientTransformation, seed: int) -> Any:
         key = jax.random.key(seed)
         params = self.model.init(key, self.train[:1, :-1], is_training=False)["params"]
-        return TrainState.create(
-            apply_fn=self.model.apply, params=params, tx=tx, key=jax.random.PRNGKey(seed)
+        key = jax.random.PRNGKey(seed)
+        return batch_norm.TrainState.create(
+            apply_fn=self.model.apply, params=params, tx=tx, batch_stats={}, key=key
         )
 
-    def batch(self, index: np.ndarray, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        del step, seed  # text is not augmented
-        return self.train[index], index.astype(np.int32)
+    def batch(self, index: np.ndarray, step: int, seed: int) -> data.Batch:
+        del step, seed  # Text is not augmented.
+        return data.Batch(self.train[index], index.astype(np.int32))
 
     def train_step(self, state: Any, batch: Any, previous: Any) -> tuple[Any, jax.Array]:
-        def losses(params, windows, step=state.step):
+        def losses(params, batch, step=state.step):
             key = jax.random.fold_in(state.key, step)
-            return self._losses(params, windows, key)
+            return self._losses(params, batch.windows, key), {}
 
-        def value_and_grad(params):
-            return jax.value_and_grad(lambda params: losses(params, batch[0]).mean())(params)
-
-        def previous_grad_fn(params):
-            step = jnp.maximum(state.step - 1, 0)
-            return jax.grad(lambda params: losses(params, previous[0], step).mean())(params)
-
-        loss, grads = value_and_grad(state.params)
-        state = state.apply_gradients(
-            grads=grads,
-            grad_fn=lambda params: value_and_grad(params)[1],
-            previous_grad_fn=previous_grad_fn,
-            example_loss_fn=losses,
-            batch=batch[0],
-            example_index=batch[1],
-        )
-        return state, loss
+        step_before = jnp.maximum(state.step - 1, 0)
+        previous_losses = functools.partial(losses, step=step_before)
+        return batch_norm.train_step(state, batch, previous, losses, previous_losses)
 
     def evaluate(self, state: Any) -> dict[str, float]:
         return {"bits_a_byte": self._mean_loss(state.params, self.held_out)}
@@ -155,7 +143,7 @@ class Language:
         return values
 
     def _losses(self, params, windows, key=None):
-        """Bits a byte of each window, (batch,)."""
+        """Return the loss of each window in bits per byte, (batch,)."""
         logits: Any = self.model.apply(
             {"params": params},
             windows[:, :-1],
@@ -168,12 +156,12 @@ class Language:
 
     def _mean_loss(self, params, windows) -> float:
         size = min(_EVALUATION_BATCH, len(windows))
-        starts = range(0, len(windows) - size + 1, size)  # of one shape; some windows are left out
+        starts = range(0, len(windows) - size + 1, size)  # Batches have one shape.
         total = sum(self._sum_of_losses(params, windows[s : s + size]) for s in starts)
         return float(total) / (len(starts) * size)
 
     def _fine_tuned(self, params, batches, *, rate, with_adapters):
-        """The parameters after AdamW on ``batches`` (steps, batch, length + 1)."""
+        """Return the parameters after fine-tuning on ``batches`` (steps, batch, length + 1)."""
         options = self.options
         frozen, trainable = params, params
         if with_adapters:
@@ -195,12 +183,6 @@ class Language:
         return whole(trainable)
 
 
-class TrainState(arsam_jax.flax.TrainState):
-    """Also holds the key of dropout."""
-
-    key: Any
-
-
 def _check(options: Options) -> None:
     settings.check_numbers(
         options,
@@ -210,7 +192,7 @@ def _check(options: Options) -> None:
     )
     settings.require(
         options.width % options.heads == 0,
-        f"--width {options.width} is no multiple of --heads {options.heads}",
+        f"--width {options.width} is not a multiple of --heads {options.heads}",
     )
     settings.require(2 <= options.bits <= 8, f"--bits must be 2 to 8, not {options.bits}")
 

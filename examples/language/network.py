@@ -1,4 +1,4 @@
-"""A decoder-only transformer over bytes, low-rank adapters for it, and rounding to 4 bits."""
+"""A decoder-only transformer over bytes, low-rank adapters, and rounding to few bits."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ VOCABULARY = 256
 
 
 class Transformer(nn.Module):
-    """GPT-2's architecture (Radford et al., 2019) with the embeddings for the output, too.
+    """GPT-2's architecture (Radford et al., 2019), with tied input and output embeddings.
 
-    LayerNorm before attention and MLP, learnt positions, GELU. Takes bytes (batch, length) and
-    gives float32 logits (batch, length, 256) of the byte that follows each.
+    It has LayerNorm before attention and MLP, learned positions and GELU. It takes bytes (batch,
+    length) and returns float32 logits (batch, length, 256) of the byte that follows each of them.
 
     Attributes:
-      width: of the embeddings, a multiple of ``heads``.
-      depth: blocks.
-      heads: of the attention.
-      length: the longest input.
-      dropout: of the embeddings and of what each block adds.
+      width: The size of the embeddings, a multiple of ``heads``.
+      depth: The number of blocks.
+      heads: The number of attention heads.
+      length: The maximum length of the input.
+      dropout: Dropout of the embeddings and of what each block adds to them.
     """
 
     width: int
@@ -56,14 +56,15 @@ class Transformer(nn.Module):
 
 
 def is_matrix(path: tuple, leaf: jax.Array) -> bool:
-    """Whether a parameter multiplies activations within a block: those that adapters adapt."""
+    """Whether a parameter is a matrix in a block, which adapters adapt."""
     return leaf.ndim >= 2 and path[-1].key == "kernel"
 
 
 def make_adapters(params: Any, rank: int, key: jax.Array) -> dict[str, Any]:
-    """LoRA (arXiv 2106.09685): a and b of each matrix, by its path; b = 0, so nothing changes yet.
+    """Make the factors a and b of LoRA (arXiv 2106.09685) for each matrix, by its path.
 
-    A kernel of more axes counts as a matrix of its inputs and all of its outputs.
+    Initially b is 0, so that the model is unchanged. A kernel with more than two axes is a matrix
+    from its first axis to all others.
     """
     adapters = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -76,7 +77,7 @@ def make_adapters(params: Any, rank: int, key: jax.Array) -> dict[str, Any]:
 
 
 def adapted(params: Any, adapters: dict[str, Any], scale: float = 2.0) -> Any:
-    """The parameters with ``scale`` · a b added to each matrix; the scale is LoRA's α / rank."""
+    """Add ``scale`` · a b to each matrix. The scale is LoRA's α / rank."""
 
     def add(path, leaf):
         own = adapters.get(jax.tree_util.keystr(path))
@@ -86,10 +87,10 @@ def adapted(params: Any, adapters: dict[str, Any], scale: float = 2.0) -> Any:
 
 
 def rounded(params: Any, bits: int = 4) -> Any:
-    """Every array of two or more axes rounded to the nearest of 2^bits − 1 levels.
+    """Round every array with two or more axes to the nearest of 2^bits − 1 symmetric levels.
 
-    Symmetric, with one scale for each output: max |w| / (2^(bits − 1) − 1). Of the embeddings each
-    row, which is a byte's, has its own. Biases and LayerNorms stay as they are. No data is used.
+    Each output has a scale of its own, max |w| / (2^(bits − 1) − 1), as has each row of the
+    embeddings. Biases and LayerNorms are not rounded. No data is used.
     """
     top = 2 ** (bits - 1) - 1
 

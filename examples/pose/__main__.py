@@ -1,4 +1,4 @@
-"""Trains a network that finds the joints of people, by SimCC, with each method.
+"""Pose estimation: train a network that finds the joints of people with several methods.
 
 python -m examples.pose                                                 drawn figures
 python -m examples.pose --method base sam --seeds 0 1 2
@@ -24,15 +24,15 @@ from examples.pose.network import NETWORKS, torch_name
 _EVALUATION_BATCH = 64
 _HELD_OUT_FIGURES = 512
 _DRAWN = 18
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pixels of ImageNet
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(comparison.Options):
     """Train a network that finds the joints of people with several methods.
 
-    Writes a table, all numbers and pictures to OUTPUT/NAME. Ctrl-C saves and stops; --resume goes
-    on.
+    A table, all numbers and figures are written to OUTPUT/NAME. Ctrl-C saves and stops, and
+    --resume continues.
     """
 
     epochs: int = 15
@@ -42,25 +42,25 @@ class Options(comparison.Options):
     rho: float = 0.06
 
     data: Path | None = None
-    """Folder of MPII, see README.md; by default figures are drawn."""
+    """Folder of MPII, see README.md. By default figures are drawn."""
     figures: int = 1280
-    """Drawn for training."""
+    """Number of drawn figures for training."""
     swapped: float = 0.3
-    """Share of these whose right and left are labelled the wrong way round, in [0, 1)."""
+    """Share of these figures whose right and left joints are exchanged, in [0, 1)."""
     augmentation: bool = True
-    """Trains on crops of random scale and rotation, every second one mirrored."""
+    """Train on crops of random scale and rotation, half of them mirrored."""
     network: str = "small"
     """small, hrnet_w32 or hrnet_w48."""
     image_size: int = 64
-    """Pixels along a side of what the network sees, a multiple of 32."""
+    """Pixels along a side of the input of the network, a multiple of 32."""
     targets: str = "gaussian"
-    """What SimCC predicts: gaussian, or onehot with label smoothing."""
+    """Targets of SimCC: gaussian, or onehot with label smoothing."""
     weights: Path | None = None
-    """File with HRNet's weights to start from, .npz or .safetensors; the head starts anew."""
+    """File with initial weights of HRNet, .npz or .safetensors. The head is not read from it."""
 
 
 class Pose:
-    """The task, see ``comparison.Task``."""
+    """The task of pose estimation, see ``comparison.Task``."""
 
     measures = {  # noqa: RUF012
         "mean": ("PCKh@0.5", "{:.2f}"),
@@ -118,8 +118,11 @@ class Pose:
         crops = data.crop(self.held_out, some, size)
         matrices, _ = data.crop_matrices(self.held_out, some, size)
         evaluation.draw(
-            *(crops.images, data.transform(matrices, predicted[some])),
-            *(crops.joints, crops.visible, folder / "poses.png"),
+            crops.images,
+            predicted=data.transform(matrices, predicted[some]),
+            joints=crops.joints,
+            visible=crops.visible,
+            file=folder / "poses.png",
         )
         return self._measure(predicted)
 
@@ -128,11 +131,11 @@ class Pose:
         return evaluation.pckh(predicted, people.joints, people.visible, people.head_sizes)
 
     def _predict_all(self, state: Any) -> np.ndarray:
-        """Joints of all held-out people in pixels of their images, (n, 16, 2)."""
+        """Predict the joints of all held-out people in pixels of their images, (n, 16, 2)."""
         size, count = self.options.image_size, len(self.held_out)
         parts = []
         for start in range(0, count, _EVALUATION_BATCH):
-            # The last batch is filled up with its last person, to be of the same shape.
+            # The last person fills up the last batch, so that all batches have one shape.
             index = np.minimum(np.arange(start, start + _EVALUATION_BATCH), count - 1)
             crops = data.crop(self.held_out, index, size)
             matrices, _ = data.crop_matrices(self.held_out, index, size)
@@ -141,7 +144,7 @@ class Pose:
         return np.concatenate(parts)[:count]
 
     def _predicted(self, params, batch_stats, images):
-        """Joints in pixels of the crops, (batch, 16, 2)."""
+        """Predict joints in pixels of the crops, (batch, 16, 2)."""
         variables, images = {"params": params, "batch_stats": batch_stats}, _normalized(images)
 
         def logits_of(images) -> Any:
@@ -152,7 +155,7 @@ class Pose:
 
 
 def _normalized(images: jax.Array) -> jax.Array:
-    """From bytes to what the network takes."""
+    """Turn bytes into the input of the network."""
     return (images / 255 - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
 
 
@@ -163,7 +166,7 @@ def _check(options: Options) -> None:
         options, shares=("swapped",), positive=("figures", "image_size"), not_negative=()
     )
     settings.require(
-        options.image_size % 32 == 0, f"--image-size {options.image_size} is no multiple of 32"
+        options.image_size % 32 == 0, f"--image-size {options.image_size} is not a multiple of 32"
     )
 
 

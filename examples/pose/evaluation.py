@@ -1,4 +1,4 @@
-"""How right predicted joints are, and a picture of them."""
+"""The accuracy of predicted joints, and a figure of them."""
 
 from pathlib import Path
 
@@ -8,31 +8,31 @@ from examples.common.pictures import write_picture
 from examples.pose.joints import HEAD, LEFT, LIMBS, NUM_JOINTS, PELVIS, RIGHT, THORAX
 
 PARTS = ("head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-"""What the papers' tables have a column for."""
+"""The columns of the papers' tables."""
 _COLORS = {"right": "tab:red", "left": "tab:blue", "middle": "tab:green"}
 _COLUMNS = 6
 _IN_MEAN = [joint for joint in range(NUM_JOINTS) if joint not in (PELVIS, THORAX)]
 HEAD_SIZE = 0.6
-"""Of the diagonal of a head's box: what errors are measured by."""
+"""The head size, the unit of errors, as a fraction of the diagonal of the box of a head."""
 
 
 def pckh(
     predicted: np.ndarray, joints: np.ndarray, visible: np.ndarray, sizes: np.ndarray
 ) -> dict[str, float]:
-    """PCKh, percent: joints within a share of the head size of where they are (MPII, CVPR 2014).
+    """Return PCKh (MPII, CVPR 2014): the percentage of joints with a small error.
 
-    ``mean`` is at half the head size, ``mean_strict`` at a tenth. Both are over all visible joints
-    without pelvis and thorax: the means of the joints' own shares, weighted by how often each is
-    visible. ``head`` to ``ankle`` are at half; of a right and a left joint the mean of their
-    shares. NaN where none is visible.
+    An error is small if it is at most half the head size (``mean``), or at most a tenth of it
+    (``mean_strict``). Both means are over all visible joints but pelvis and thorax. ``head`` to
+    ``ankle`` are at half the head size, averaged over the right and the left joint. A value is NaN
+    if no joint is visible.
 
-    A tenth is entry 10 of the thresholds 0, 0.01, ..., 0.5. HRNet's code takes entry 11, which is
-    0.11; SimCC's and MMPose's take 10.
+    HRNet's code uses 0.11 in place of a tenth. SimCC's and MMPose's use 0.1, as here.
 
     Args:
-      predicted, joints: x and y in pixels of the image, (n, 16, 2).
-      visible: (n, 16).
-      sizes: of the heads, in pixels, (n,).
+      predicted: Predicted x and y in pixels of the image, (n, 16, 2).
+      joints: True x and y, (n, 16, 2).
+      visible: Which joints count, (n, 16).
+      sizes: Sizes of the heads in pixels, (n,).
     """
     errors = np.linalg.norm(predicted - joints, axis=-1) / sizes[:, None]
     visible = visible.astype(bool)
@@ -53,12 +53,14 @@ def pckh(
 def draw(
     images: np.ndarray, predicted: np.ndarray, joints: np.ndarray, visible: np.ndarray, file: Path
 ) -> None:
-    """A picture of skeletons: what is predicted in colour, what is true in white.
+    """Draw skeletons, the predicted ones in color and the true ones in white.
 
     Args:
-      images: (n, size, size, 3), in uint8.
-      predicted, joints: x and y in their pixels, (n, 16, 2).
-      visible: limbs with a joint that is not are left out of the true skeletons, (n, 16).
+      images: Images (n, size, size, 3) in uint8.
+      predicted: Predicted x and y in pixels of these images, (n, 16, 2).
+      joints: True x and y, (n, 16, 2).
+      visible: Which true joints are drawn, (n, 16).
+      file: The PNG file to write.
     """
     from matplotlib.figure import Figure
 

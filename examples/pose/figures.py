@@ -1,4 +1,4 @@
-"""Drawn figures with MPII's joints in front of photos: data for a start, made in seconds."""
+"""Drawn figures with MPII's joints in front of photos, as a data set that needs no download."""
 
 from typing import Any
 
@@ -11,22 +11,23 @@ from examples.pose.evaluation import HEAD_SIZE
 from examples.pose.joints import HEAD, LEFT, MIRRORED, NECK, NUM_JOINTS, PELVIS, RIGHT, THORAX
 
 SIZE = 64
-_FINER = 4  # drawn so many times larger, and then averaged
+_FINER = 4  # Figures are drawn this many times larger and then averaged.
 _STRIPS = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 _SKIN = ((255, 219, 172), (224, 172, 105), (141, 85, 36), (86, 50, 22))
 
 
 def figures(part: str, count: int, *, swapped: float = 0.0) -> People:
-    """Figures in images of 64 pixels, always the same ones.
+    """Draw figures in images of 64 pixels. The same arguments give the same figures.
 
-    A figure faces us or turns its back, which its head alone tells; that decides which of its sides
-    is its right one. Up to two patches hide what is behind them; hidden joints count. Background
-    and patches are cut from scikit-learn's two sample photos, of which each part has a strip of its
-    own.
+    A figure faces the camera or turns its back, which only its head shows, and which decides which
+    side is its right. Up to two patches cover parts of the image, and covered joints count as
+    visible. Background and patches are cut from scikit-learn's two sample photos, from a strip of
+    each that only this part uses.
 
     Args:
-      part: train, validation or test.
-      swapped: share of the figures whose right and left joints are labelled the wrong way round.
+      part: ``"train"``, ``"validation"`` or ``"test"``.
+      count: The number of figures.
+      swapped: The expected share of figures whose right and left joints are exchanged.
     """
     stream = list(_STRIPS).index(part)
     rng = np.random.default_rng(stream)
@@ -46,20 +47,21 @@ def figures(part: str, count: int, *, swapped: float = 0.0) -> People:
 
 
 def _pose(rng: np.random.Generator, side: int) -> tuple[np.ndarray, float]:
-    """Joints (16, 2) in pixels, and the unit of the body's measures, about its height.
+    """Draw joints (16, 2) in pixels, and the size of the body in pixels, about its height.
 
     Args:
-      side: of the image on which the figure has its right: -1 left, 1 right.
+      rng: The random number generator.
+      side: The side of the image on which the figure's right is: -1 for left, 1 for right.
     """
     unit = rng.uniform(38, 52)
     joints = np.zeros((NUM_JOINTS, 2))
 
     def grow(start, end, angle, length):
-        """``angle`` in degrees from down to the right."""
+        """Place a joint; ``angle`` is in degrees, from downwards to the right."""
         way = np.sin(np.radians(angle)), np.cos(np.radians(angle))
         joints[end] = joints[start] + unit * length * np.array(way)
 
-    tilt, width = rng.normal(0, 15), rng.uniform(0.5, 1)  # who turns aside is narrower
+    tilt, width = rng.normal(0, 15), rng.uniform(0.5, 1)  # Figures that turn aside are narrower.
     grow(PELVIS, THORAX, 180 + tilt, 0.28)
     grow(THORAX, NECK, 180 + tilt, 0.05)
     grow(NECK, HEAD, 180 + tilt + rng.normal(0, 12), 0.18)
@@ -76,7 +78,7 @@ def _pose(rng: np.random.Generator, side: int) -> tuple[np.ndarray, float]:
 
 
 def _draw(rng: np.random.Generator, photos: list[Image.Image]) -> tuple[Any, Any, Any]:
-    """An image (64, 64, 3), joints (16, 2) in its pixels, and the head's size."""
+    """Draw an image (64, 64, 3), joints (16, 2) in its pixels, and the size of the head."""
     is_front = rng.random() < 0.75
     joints, unit = _pose(rng, side=-1 if is_front else 1)
     shirt, trousers, hair = (tuple(rng.integers(0, 256, 3).tolist()) for _ in range(3))
@@ -84,7 +86,7 @@ def _draw(rng: np.random.Generator, photos: list[Image.Image]) -> tuple[Any, Any
     image = _cut(rng, photos, SIZE * _FINER)
     pen = ImageDraw.Draw(image)
 
-    def scaled(points):  # Pillow counts from the corner of a pixel
+    def scaled(points):  # Pillow counts from the corner of a pixel.
         return [tuple(point) for point in ((np.asarray(points) + 0.5) * _FINER).tolist()]
 
     def limb(*path, color, width):
@@ -126,7 +128,7 @@ def _strip(photo: np.ndarray, start: float, end: float) -> Image.Image:
 
 
 def _cut(rng: np.random.Generator, photos: list[Image.Image], size: int) -> Image.Image:
-    """A random square of a random photo, ``size`` pixels wide."""
+    """Cut a random square of a random photo and resize it to ``size`` pixels."""
     photo = photos[rng.integers(len(photos))]
     side = int(rng.integers(48, min(photo.size)))
     x, y = (int(rng.integers(length - side + 1)) for length in photo.size)

@@ -1,4 +1,4 @@
-"""MPII's 16 joints. Right and left are the person's own."""
+"""MPII's 16 joints. Right and left are those of the person, not of the image."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ LEFT = {"ankle": 5, "knee": 4, "hip": 3, "wrist": 15, "elbow": 14, "shoulder": 1
 PELVIS, THORAX, NECK, HEAD = 6, 7, 8, 9
 
 MIRRORED = np.arange(NUM_JOINTS)
-"""Which joint each one is in a mirror."""
+"""The joint that takes the place of each joint in a mirror image."""
 for _name in RIGHT:
     MIRRORED[[RIGHT[_name], LEFT[_name]]] = LEFT[_name], RIGHT[_name]
 
@@ -17,4 +17,4 @@ LIMBS = {
     "left": [(5, 4), (4, 3), (3, 6), (15, 14), (14, 13), (13, 7)],
     "middle": [(6, 7), (7, 8), (8, 9)],
 }
-"""Pairs of joints between which a skeleton has a line."""
+"""Pairs of joints that a skeleton connects."""

@@ -1,4 +1,4 @@
-"""HRNet with SimCC's head in Flax Linen: a distribution over x and one over y for each joint."""
+"""HRNet with SimCC's head in Flax Linen: for each joint a distribution over x and one over y."""
 
 from typing import Any
 
@@ -6,36 +6,37 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from examples.common.networks import conv_and_norm
 from examples.pose.joints import NUM_JOINTS
 
 BINS_PER_PIXEL = 2
-"""SimCC's split ratio."""
+"""SimCC's splitting factor."""
 
 
 class HRNet(nn.Module):
-    """HRNet (arXiv 1902.09212) that keeps a high resolution, with SimCC's head (arXiv 2107.03332).
+    """HRNet (arXiv 1902.09212) with SimCC's head (arXiv 2107.03332).
 
-    A stem of stride 4 and bottlenecks; then stages of 2, 3, 4 branches, each branch of half the
-    resolution and twice the width of the one before. A module of a stage is ``blocks`` basic
-    blocks in every branch, and a fusion: each branch becomes the sum of all, brought to its
+    After a stem of stride 4 and some bottlenecks come stages of 2, 3 and 4 branches. Each branch
+    has half the resolution and twice the width of the previous one. A module has ``blocks`` basic
+    blocks in every branch, followed by a fusion: each branch becomes the sum of all branches at its
     resolution and width. The first branch gives a map for each joint, which two linear layers,
     shared by the joints, turn into logits of x and of y.
 
-    Takes images (batch, size, size, 3), with a size divisible by 4 · 2^stages, and gives float32
-    logits (batch, 16, 2, 2 · size): of x and y, a bin for each half pixel. 32,731,408 parameters at
-    width 32 for images of 256 pixels, 67,791,024 at width 48.
+    The input are images (batch, size, size, 3), where 4 · 2^stages divides the size. The output are
+    float32 logits (batch, 16, 2, 2 · size), one bin for each half pixel of x and y. For images of
+    256 pixels there are 32,731,408 parameters at width 32, and 67,791,024 at width 48.
 
-    Names are those of the authors' code, so that its weights can be read. Convolutions start at
-    He's normal values, by fan-out (arXiv 1502.01852), linear layers uniform within ±1/√inputs. The
-    authors start from trained weights, and convolutions that have none at a deviation of 0.001:
-    less than a step of Adam. BatchNorm keeps 0.9 of its running statistics a step, ε is 1e-5.
+    Names are those of the authors' code, so that its weights can be read. Convolutions are
+    initialized from He's normal distribution by fan-out (arXiv 1502.01852), linear layers uniformly
+    within ±1/√inputs. The authors start from trained weights and initialize other convolutions with
+    a deviation of 0.001. BatchNorm has momentum 0.9 and ε = 1e-5.
 
     Attributes:
-      width: channels of the first branch.
-      stem: channels of the stem; the bottlenecks give four times as many.
-      bottlenecks: before the first stage.
-      blocks: in each branch of a module.
-      modules: of each stage.
+      width: Channels of the first branch.
+      stem: Channels of the stem. The bottlenecks have four times as many.
+      bottlenecks: The number of bottlenecks before the first stage.
+      blocks: The number of blocks in each branch of a module.
+      modules: The number of modules of each stage.
     """
 
     width: int = 32
@@ -46,25 +47,15 @@ class HRNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, is_training: bool) -> jax.Array:
-        he = nn.initializers.variance_scaling(2, "fan_out", "normal")
-
-        def layer(x, conv, norm, width, kernel=3, strides=1):
-            x = nn.Conv(
-                *(width, (kernel, kernel), strides),
-                padding=kernel // 2,
-                use_bias=False,
-                kernel_init=he,
-                name=conv,
-            )(x)
-            return nn.BatchNorm(
-                use_running_average=not is_training, momentum=0.9, epsilon=1e-5, name=norm
-            )(x)
+        conv, norm = conv_and_norm(is_training)
 
         def in_block(x, name, place, width, kernel=3):
-            return layer(x, f"{name}.conv{place}", f"{name}.bn{place}", width, kernel)
+            x = conv(width, kernel=kernel, name=f"{name}.conv{place}")(x)
+            return norm(name=f"{name}.bn{place}")(x)
 
         def pair(x, name, width, kernel=3, strides=1):
-            return layer(x, f"{name}.0", f"{name}.1", width, kernel, strides)
+            x = conv(width, kernel=kernel, strides=strides, name=f"{name}.0")(x)
+            return norm(name=f"{name}.1")(x)
 
         def bottleneck(x, name):
             y = nn.relu(in_block(x, name, 1, self.stem, kernel=1))
@@ -79,7 +70,7 @@ class HRNet(nn.Module):
             return nn.relu(x + in_block(y, name, 2, x.shape[-1]))
 
         def fused(branches, name, place):
-            """All branches, brought to the resolution and width of the one at ``place``."""
+            """Sum all branches at the resolution and width of the one at ``place``."""
             total: Any = 0
             for other, x in enumerate(branches):
                 path, width = f"{name}.{place}.{other}", self.width * 2**place
@@ -94,8 +85,9 @@ class HRNet(nn.Module):
                 total += x
             return nn.relu(total)
 
-        x = nn.relu(layer(x, "conv1", "bn1", self.stem, strides=2))
-        x = nn.relu(layer(x, "conv2", "bn2", self.stem, strides=2))
+        for place in (1, 2):
+            x = conv(self.stem, strides=2, name=f"conv{place}")(x)
+            x = nn.relu(norm(name=f"bn{place}")(x))
         for block in range(self.bottlenecks):
             x = bottleneck(x, f"layer1.{block}")
         branches = [x]
@@ -118,10 +110,11 @@ class HRNet(nn.Module):
                     fused(branches, f"{name}.fuse_layers", place)
                     for place in range(1 if is_last else len(branches))
                 ]
-        return self._head(branches[0], he)
+        return self._head(branches[0])
 
-    def _head(self, x, he):
+    def _head(self, x):
         batch, height, _, _ = x.shape
+        he = nn.initializers.variance_scaling(2, "fan_out", "normal")
         maps = nn.Conv(NUM_JOINTS, (1, 1), kernel_init=he, name="final_layer")(x)
         maps = maps.transpose(0, 3, 1, 2).reshape(batch, NUM_JOINTS, -1)
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -139,10 +132,10 @@ NETWORKS = {
     "hrnet_w32": HRNet(width=32),
     "hrnet_w48": HRNet(width=48),
 }
-"""By name; the small one has 148,544 parameters for images of 64 pixels."""
+"""The networks by name. The small one has 148,544 parameters for images of 64 pixels."""
 
 
 def torch_name(path: tuple[str, ...]) -> str | None:
-    """Of a module of the backbone its name in the authors' code; None of the head's."""
+    """Return the name of a module in the authors' code, or None for modules of the head."""
     (name,) = path
     return None if name in ("final_layer", "mlp_head_x", "mlp_head_y") else name

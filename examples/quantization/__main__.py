@@ -1,4 +1,4 @@
-"""Trains a network with weights and activations of few bits, by LSQ, with each method.
+"""Quantization: train a network with weights and activations of few bits, by LSQ.
 
 python -m examples.quantization                                         digits, 4 bits
 python -m examples.quantization --method base sam --seeds 0 1 2
@@ -42,11 +42,11 @@ _EVALUATION_BATCH = 500
 
 @dataclasses.dataclass(frozen=True)
 class Options(comparison.Options):
-    """Train a quantized network with several methods, from a float one.
+    """Train a quantized network with several methods, starting from a float network.
 
-    The float network of each seed is trained first, with the base optimizer, and kept in
-    OUTPUT/NAME/float. Writes a table, all numbers and pictures to OUTPUT/NAME. Ctrl-C saves and
-    stops; --resume goes on.
+    The float network of each seed is trained first, with the base optimizer, and saved in
+    OUTPUT/NAME/float. A table, all numbers and figures are written to OUTPUT/NAME. Ctrl-C saves and
+    stops, and --resume continues.
     """
 
     epochs: int = 30
@@ -56,42 +56,39 @@ class Options(comparison.Options):
     dataset: str = "digits"
     """digits, fashion_mnist, cifar10 or cifar100."""
     data_files: Path | None = None
-    """Folder of Fashion-MNIST's files, if not Debian's; CIFAR's tar.gz (binary version)."""
+    """Folder of Fashion-MNIST's files, by default Debian's, or CIFAR's tar.gz (binary version)."""
     train_examples: int = 800
-    """Of the training set; 0: all."""
+    """Number of training examples; 0: all."""
     noise: float = 0.4
-    """Share of the training labels that are of another class, in [0, 1)."""
+    """Share of the training labels that are replaced by another class, in [0, 1)."""
     augment: bool = False
-    """Trains on images moved by up to an eighth of their width, every second one mirrored."""
+    """Train on images shifted by up to an eighth of their width, half of them mirrored."""
     network: str = "cnn"
     """cnn (small), resnet18 or mobilenet."""
     weight_bits: int = 4
-    """2 to 8; of the first and the last layer 8."""
+    """Bits of the weights, 2 to 8. The first and the last layer have 8."""
     activation_bits: int = 4
-    """2 to 8; of the first and the last layer 8."""
+    """Bits of the inputs of layers, 2 to 8. The first and the last layer have 8."""
     through: str = "quantized"
-    """What a method perturbs: the quantized weights, after the quantizer (SAQ's case 3), or the
-    weights before it, and the step sizes."""
+    """What a method perturbs: quantized, the weights after the quantizer (SAQ's case 3), or
+    weights, the weights before it and the step sizes."""
 
     float_epochs: int = 15
-    """Of the float network."""
+    """Epochs of the float network."""
     float_learning_rate: float = 0.1
-    """Of the float network."""
+    """Learning rate of the float network."""
     weights: Path | None = None
     """File of a trained float network for all seeds, such as float/seed0/weights.safetensors of
-    another comparison; for --validation of one with --validation, or it has seen what is held
-    out."""
+    another comparison. With --validation, that comparison must have used --validation, too."""
 
     def impossible(self) -> dict[str, str]:
         if self.through == "weights":
             return {}
-        return {
-            "wsam": "its part past the optimizer cannot be pulled back; it is for --through weights"
-        }
+        return {"wsam": "its part after the optimizer cannot be pulled back. Use --through weights"}
 
 
 class FloatNetwork:
-    """The task of the float network, see ``comparison.Task``: the weights that LSQ starts from."""
+    """The task of training the float network that LSQ starts from, see ``comparison.Task``."""
 
     measures = {"accuracy": ("accuracy", "{:.2f}")}  # noqa: RUF012
 
@@ -99,7 +96,7 @@ class FloatNetwork:
         self.options, self.images = options, images
         self.num_examples = len(images.train)
         self.model = make_network(options.network, images.num_classes)
-        image = np.zeros((1, *images.train.shape[1:]), np.float32)  # starts no backend
+        image = np.zeros((1, *images.train.shape[1:]), np.float32)  # NumPy starts no backend.
         self.init = jax.jit(lambda key: self.model.init(key, image, is_training=False))
         self._count_right = jax.jit(self._right)
 
@@ -130,7 +127,7 @@ class FloatNetwork:
         return self.evaluate(state)
 
     def seen_by_methods(self, params: Any) -> tuple[Callable[[Any], Any], Callable | None]:
-        """What the network takes as a function of what a method perturbs, and how to pull back."""
+        """Return the map from what a method sees to the network's parameters, and the pullback."""
         del params
         return self.seen_by_network, None
 
@@ -138,7 +135,7 @@ class FloatNetwork:
         return params
 
     def losses(self, params, batch_stats, batch):
-        """The cross-entropy of each example, (batch,), and new BatchNorm statistics."""
+        """Return the cross-entropy of each example, (batch,), and new BatchNorm statistics."""
         logits, changed = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             self.images.normalized(batch.images),
@@ -149,7 +146,7 @@ class FloatNetwork:
         return losses, changed["batch_stats"]
 
     def accuracy(self, params, batch_stats) -> float:
-        """In %, on what is held out."""
+        """Return the accuracy on held-out images in percent."""
         images, labels, right = self.images.held_out, self.images.held_out_labels, 0
         for start in range(0, len(labels), _EVALUATION_BATCH):
             some = slice(start, start + _EVALUATION_BATCH)
@@ -164,7 +161,7 @@ class FloatNetwork:
 
 
 class Quantization(FloatNetwork):
-    """The task, see ``comparison.Task``."""
+    """The task of quantization, see ``comparison.Task``."""
 
     measures = {  # noqa: RUF012
         "accuracy": ("accuracy", "{:.2f}"),
@@ -221,12 +218,12 @@ class Quantization(FloatNetwork):
         return quantized(params, self.options.weight_bits)
 
     def seen_by_methods(self, params: Any) -> tuple[Callable[[Any], Any], Callable | None]:
-        """See ``FloatNetwork``; through the quantizer as SAQ (arXiv 2111.12273) has it in case 3.
+        """See ``FloatNetwork``. Through the quantizer is case 3 of SAQ (arXiv 2111.12273).
 
-        A method then sees the network of the quantized weights: its gradient and ε are theirs, ε
-        is added after the quantizer, whose step sizes have no part in it (those of the
-        activations have, as in SAQ's code). The chain rule brings what the method emits back to
-        the weights and their step sizes.
+        A method then sees the gradient with respect to the quantized weights, and ε is added after
+        the quantizer. The step sizes of weights are not perturbed, but those of activations are,
+        as in SAQ's code. The chain rule pulls the output of the method back to the weights and
+        their step sizes.
         """
         if self.options.through == "weights":
             return self.seen_by_network, None
@@ -238,9 +235,9 @@ class Quantization(FloatNetwork):
         return add_perturbation, lambda grads: pull_back(grads)[0]
 
     def moved(self, params: Any, batch_stats: Any, batch: data.Batch) -> jax.Array:
-        """The share of the weights that SAM's ε of this batch carries to another integer.
+        """Return the share of the weights that SAM's ε of this batch moves to another integer.
 
-        Of ε after the quantizer, those that it moves by more than half a step.
+        After the quantizer, it is the share that ε moves by more than half a step.
         """
         seen, _ = self.seen_by_methods(params)
         grads = jax.grad(lambda p: self.losses(seen(p), batch_stats, batch)[0].mean())(params)
@@ -259,10 +256,10 @@ class Quantization(FloatNetwork):
         return jnp.mean(jnp.concatenate([x.ravel() for x in is_moved]))
 
     def _trained_float_network(self, seed: int) -> Path:
-        """The file of the weights; trains them, or what is left of that, if there is none."""
+        """Return the file of the weights, after training them or finishing their training."""
         place = self.options.folder / "float" / f"seed{seed}"
         if not (place / RESULT_FILE).exists():
-            print(f"The float network of seed {seed} is trained first.")
+            print(f"Training the float network of seed {seed} first.")
             try:
                 with stop_on_signal() as should_stop:
                     self._float_trainer.train(comparison.BASE, seed, place, should_stop=should_stop)
@@ -281,9 +278,9 @@ class Quantization(FloatNetwork):
 
 
 class QuantizedState(batch_norm.TrainState):
-    """Also holds the accuracy of the float network that the training started from."""
+    """A state with the accuracy of the float network that training started from."""
 
-    float_accuracy: Any
+    float_accuracy: Any = None
 
 
 def _check(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Images to classify, with redrawn labels: digits, Fashion-MNIST and CIFAR."""
+"""Images for classification with label noise: digits, Fashion-MNIST and CIFAR."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,7 @@ _VALIDATION_SHARE = 0.2
 
 
 class Batch(NamedTuple):
-    """Images (n, height, width, channels), uint8; labels (n,), int32.
-
-    ``index`` (n,), int32, says which examples of the training set they are.
-    """
+    """Images (n, height, width, channels) in uint8, labels (n,) and indices (n,) in int32."""
 
     images: Any
     labels: Any
@@ -29,7 +26,7 @@ class Batch(NamedTuple):
 class Images(NamedTuple):
     """A data set: images (n, height, width, channels) in uint8, labels (n,) in int32.
 
-    ``mean`` and ``deviation`` are those of all pixels of the training images.
+    ``mean`` and ``deviation`` are over all pixels of the training images.
     """
 
     train: np.ndarray
@@ -41,25 +38,26 @@ class Images(NamedTuple):
     deviation: float
 
     def normalized(self, images: jax.Array) -> jax.Array:
-        """As the networks take them, float32."""
+        """Return the float32 input of the networks."""
         return (images.astype(jnp.float32) - self.mean) / self.deviation
 
 
 def load(
     name: str, files: Path | None, *, train_examples: int, noise: float, validation: bool
 ) -> Images:
-    """Reads a data set.
+    """Read a data set.
 
     Args:
-      name: one of DATASETS.
-      files: the folder of Fashion-MNIST's, None for that of Debian's package; CIFAR's archive.
-      train_examples: of the training set, drawn once; 0 for all.
-      noise: share of these whose labels are of another class.
-      validation: holds out a fifth of the training set in place of the test set; its labels, and
-        the test set's, are the true ones.
+      name: One of ``DATASETS``.
+      files: The folder of Fashion-MNIST's files, by default that of Debian's package, or the
+        archive of CIFAR.
+      train_examples: The number of training examples, a fixed random subset; 0 for all.
+      noise: The share of training labels that are replaced by another class.
+      validation: Hold out a fifth of the training set in place of the test set. Labels that are
+        held out have no noise.
 
     Raises:
-      DataError: if it cannot be read, or there are not so many examples.
+      DataError: If the data set cannot be read or has fewer examples.
     """
     (images, labels), test = (_read(name, files, split) for split in ("train", "test"))
     order = np.random.default_rng(0).permutation(len(images))
@@ -68,7 +66,8 @@ def load(
         test = images[last], labels[last]
     if train_examples > len(order):
         raise DataError(
-            f"--train-examples {train_examples} is more than the {len(order)} of {name}."
+            f"--train-examples {train_examples} is more than the {len(order)} of {name}. Use fewer,"
+            " or 0 for all."
         )
     chosen = order[: train_examples or len(order)]
     num_classes = 100 if name == "cifar100" else 10
@@ -77,8 +76,13 @@ def load(
     )
     images = images[chosen]
     return Images(
-        *(images, train_labels, test[0], test[1].astype(np.int32)),
-        *(num_classes, float(images.mean()), float(images.std())),
+        train=images,
+        train_labels=train_labels,
+        held_out=test[0],
+        held_out_labels=test[1].astype(np.int32),
+        num_classes=num_classes,
+        mean=float(images.mean()),
+        deviation=float(images.std()),
     )
 
 
@@ -92,7 +96,7 @@ def _read(name: str, files: Path | None, split: str) -> tuple[np.ndarray, np.nda
 
 
 def crop_and_mirror(images: np.ndarray, seed: int, step: int) -> np.ndarray:
-    """Each image moved by up to an eighth of its width, with 0 beside it, every second mirrored."""
+    """Shift each image by up to an eighth of its width, padded with 0, and mirror half of them."""
     rng = augmentation_rng(seed, step)
     _, height, width, _ = images.shape
     margin = width // 8

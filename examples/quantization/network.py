@@ -1,10 +1,9 @@
-"""Networks whose layers see quantized inputs and weights.
+"""Networks whose layers have quantized inputs and weights.
 
-Inputs are quantized in the layers, by a step size in each. Weights are quantized before, in the
-tree of parameters, so that a method may perturb them on either side of the quantizer.
-
-The first layer, which takes the images, and the last have 8 bits. Inputs of all but the first
-follow a ReLU, and so have no sign.
+Each layer quantizes its input with a step size of its own. Weights are quantized before the network
+is applied, in the tree of parameters, so that a method can perturb them on either side of the
+quantizer. The first layer, which takes the images, and the last layer have 8 bits. The inputs of
+all layers but the first follow a ReLU, so their levels are unsigned.
 """
 
 import functools
@@ -23,7 +22,7 @@ _FIRST, _LAST, _BITS_OF_ENDS = "Conv_0", "Dense_0", 8
 
 
 def make_network(name: str, num_classes: int, layers: Layers = Layers()) -> nn.Module:  # noqa: B008
-    """One of NETWORKS for images of 32 pixels or about: by default of floating-point numbers."""
+    """Make one of ``NETWORKS`` for images of about 32 pixels, by default without quantization."""
     match name:
         case "cnn":
             return CNN(num_classes, layers=layers)
@@ -31,11 +30,11 @@ def make_network(name: str, num_classes: int, layers: Layers = Layers()) -> nn.M
             return ResNet18(num_classes, layers=layers)
         case "mobilenet":
             return MobileNet(num_classes, stem_strides=1, layers=layers)
-    raise ValueError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
+    raise ValueError(f"name must be one of {', '.join(NETWORKS)}, not {name!r}.")
 
 
 class CNN(nn.Module):
-    """For each width two 3×3 convolutions, the first with stride 2, with BatchNorm and ReLU."""
+    """Two 3×3 convolutions for each width, the first with stride 2, with BatchNorm and ReLU."""
 
     num_classes: int
     widths: tuple[int, ...] = (16, 32, 64)
@@ -53,7 +52,7 @@ class CNN(nn.Module):
 
 
 class InputQuantizer(nn.Module):
-    """``operation(x, kernel, ...)`` of a layer, on quantized x; its step size starts at x's."""
+    """``operation(x, kernel, ...)`` of a layer with x quantized; x sets the initial step size."""
 
     operation: Callable[..., jax.Array]
     bits: int
@@ -67,7 +66,7 @@ class InputQuantizer(nn.Module):
 
 
 def quantized_layers(bits: int) -> Layers:
-    """Layers with inputs of so many bits."""
+    """Return layers whose inputs have ``bits`` bits."""
 
     def conv(*args: Any) -> Callable[..., nn.Conv]:
         operation = functools.partial(InputQuantizer, lax.conv_general_dilated, *args)
@@ -79,14 +78,14 @@ def quantized_layers(bits: int) -> Layers:
 
 
 def weight_levels(layer: str, bits: int) -> Levels:
-    """Of a layer by its name."""
+    """Return the levels of the weights of a layer."""
     return levels(_BITS_OF_ENDS if layer in (_FIRST, _LAST) else bits, is_signed=True)
 
 
 def quantized(params: dict[str, Any], bits: int) -> dict[str, Any]:
-    """The parameters of a network with each ``kernel`` quantized by the ``weight_step`` beside it.
+    """Quantize each ``kernel`` of a network with the ``weight_step`` beside it.
 
-    What it returns is what the network takes; it does not look at the step sizes of weights.
+    The network is applied to the result and does not use the step sizes of weights.
     """
     result = dict(params)
     for name, layer in with_weights(params).items():
@@ -96,7 +95,7 @@ def quantized(params: dict[str, Any], bits: int) -> dict[str, Any]:
 
 
 def bins(params: dict[str, Any], bits: int) -> dict[str, jax.Array]:
-    """The integer of each weight, by layer."""
+    """Return the integer of each weight, by layer."""
     return {
         name: integers(layer["kernel"], layer["weight_step"], weight_levels(name, bits))
         for name, layer in with_weights(params).items()
@@ -104,20 +103,20 @@ def bins(params: dict[str, Any], bits: int) -> dict[str, jax.Array]:
 
 
 def with_weights(params: dict[str, Any]) -> dict[str, Any]:
-    """The layers that have a kernel."""
+    """Return the layers that have a kernel."""
     return {name: layer for name, layer in params.items() if "kernel" in layer}
 
 
 def with_step_sizes(
     model: nn.Module, variables: dict[str, Any], images: jax.Array, bits: int
 ) -> dict[str, Any]:
-    """The parameters of a trained float network with initial step sizes.
+    """Add initial step sizes to the parameters of a trained float network.
 
     Args:
-      model: the quantized network.
-      variables: of the same network of floating-point numbers.
-      images: the first batch; what a layer gets of it comes through the quantizers before.
-      bits: of the weights.
+      model: The quantized network.
+      variables: The variables of the float network.
+      images: The first batch. A layer gets it through the quantizers of previous layers.
+      bits: Bits of the weights.
     """
     params = dict(variables["params"])
     for name, layer in with_weights(params).items():
@@ -128,6 +127,6 @@ def with_step_sizes(
         images,
         is_training=False,
         mutable=["params"],
-        rngs={"params": jax.random.key(0)},  # nothing draws from it
+        rngs={"params": jax.random.key(0)},  # required, but not used
     )
     return {name: changed["params"][name] | layer for name, layer in params.items()}

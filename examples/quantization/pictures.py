@@ -1,4 +1,4 @@
-"""Where the weights of each layer lie in their bins."""
+"""Histograms of the weights of each layer and their bins."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ _BARS_OF_A_BIN = 4
 
 
 def draw(params: dict[str, Any], bits: int, path: Path) -> None:
-    """A histogram of w / s for each layer, with the borders of the bins that hold 99.9 % of it."""
+    """Draw a histogram of w / s for each layer, with the borders of bins that hold 99.9 % of it."""
     from matplotlib.figure import Figure
 
     layers = with_weights(params)

@@ -1,4 +1,4 @@
-"""Trains a network that finds the class of each pixel with each method.
+"""Segmentation: train a network that finds the class of each pixel with several methods.
 
 python -m examples.segmentation                                           generated scenes
 python -m examples.segmentation --method base sam --seeds 0 1 2
@@ -7,6 +7,7 @@ python -m examples.segmentation --data VOC2012 --sbd SBD --network pspnet101 ...
 
 import dataclasses
 import functools
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,17 @@ from examples.segmentation.network import NETWORKS, make_network, torch_name
 from examples.segmentation.scenes import CLASSES, ITEMS, scenes
 
 _HELD_OUT_SCENES = 400
-_READ_AT_ONCE = 16  # images whose softmaxes fit in memory
+_READ_AT_ONCE = 16  # The softmaxes of so many images fit in memory.
 _DRAWN = 6
-_HEAD_WEIGHTS = (1.0, 0.4)  # of the losses of a network's head and its auxiliary one
+_HEAD_WEIGHTS = (1.0, 0.4)  # of the losses of the head and the auxiliary head
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(comparison.Options):
     """Train a network that finds the class of each pixel with several methods.
 
-    Writes a table, all numbers and pictures to OUTPUT/NAME. Ctrl-C saves and stops; --resume goes
-    on.
+    A table, all numbers and figures are written to OUTPUT/NAME. Ctrl-C saves and stops, and
+    --resume continues.
     """
 
     epochs: int = 30
@@ -43,37 +44,37 @@ class Options(comparison.Options):
     rho: float = 0.025
 
     data: Path | None = None
-    """Folder VOC2012, see README.md; by default scenes are generated."""
+    """Folder VOC2012, see README.md. By default scenes are generated."""
     sbd: Path | None = None
-    """Folder of the Semantic Boundaries Dataset, whose images then train, too."""
+    """Folder of the Semantic Boundaries Dataset, whose images are added to training."""
     items: str = "digits"
-    """What generated scenes show: digits or fashion_mnist."""
+    """Items in generated scenes: digits or fashion_mnist."""
     data_files: Path = FASHION_MNIST_FOLDER
     """Folder of Fashion-MNIST's files."""
     scenes: int = 480
-    """Generated for training."""
+    """Number of generated scenes for training."""
     noise: float = 0.4
-    """Share of the items in these that are labelled as another class, in [0, 1)."""
+    """Share of the items in these scenes that are labelled as another class, in [0, 1)."""
     crop: int = 48
-    """Pixels along a side of what the network sees."""
+    """Pixels along a side of the input of the network."""
     scale: tuple[float, float] = (0.75, 1.5)
-    """Least and most by which training images are scaled before they are cropped."""
+    """Smallest and largest factor by which training images are scaled before they are cropped."""
     network: str = "small"
     """small, pspnet50, pspnet101, deeplab_resnet50, deeplab_resnet101 or deeplab_mobilenet."""
     output_stride: int = 16
-    """Pixels of the image for one of the last feature map of deeplab_*: 16 or 8."""
+    """Stride of the last feature map of deeplab_*: 16 or 8."""
     weights: Path | None = None
-    """File with the backbone's weights to start from, see README.md."""
+    """File with initial weights of the backbone, see README.md."""
     backbone_rate: float = 1.0
-    """The backbone's learning rate in units of --learning-rate."""
+    """Learning rate of the backbone, relative to --learning-rate."""
     window_stride: float = 2 / 3
-    """From a window to the next where a test image is larger than --crop, whose unit it is."""
+    """Distance of the windows on test images larger than --crop, relative to --crop."""
     mirrored: bool = False
-    """Averages each test image's softmax with that of its mirror image."""
+    """Average the softmax of each test image with that of its mirror image."""
 
 
 class Segmentation:
-    """The task, see ``comparison.Task``."""
+    """The task of segmentation, see ``comparison.Task``."""
 
     measures = {  # noqa: RUF012
         "mean_iou": ("mIoU", "{:.2f}"),
@@ -109,7 +110,7 @@ class Segmentation:
             variables = weights.fill(variables, self._weights, torch_name)
         rate = self.options.backbone_rate
         rates = optimizers.multiply_rates(lambda path: rate if path[0] == "backbone" else 1.0)
-        return TrainState.create(
+        return batch_norm.TrainState.create(
             apply_fn=self.model.apply,
             tx=optax.chain(tx, rates),
             key=jax.random.PRNGKey(seed),
@@ -166,7 +167,7 @@ class Segmentation:
         )
 
     def _mean_softmax(self, params, batch_stats, images):
-        """(batch, crop, crop, classes)."""
+        """Return the softmax (batch, crop, crop, classes)."""
 
         def softmax(images):
             variables = {"params": params, "batch_stats": batch_stats}
@@ -179,17 +180,11 @@ class Segmentation:
         return (values + softmax(images[:, :, ::-1])[:, :, ::-1]) / 2
 
 
-class TrainState(batch_norm.TrainState):
-    """Also holds the key of dropout."""
-
-    key: Any
-
-
 def pixel_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """A loss for each example, whose mean is that over all labelled pixels of the batch, (batch,).
+    """Return a loss for each example, (batch,), whose mean is the mean over all labelled pixels.
 
-    The cross-entropies of an example's labelled pixels, summed, over the number of labelled pixels
-    that the examples have on average.
+    It is the sum of the cross-entropies of the labelled pixels of an example, divided by the mean
+    number of labelled pixels of an example.
     """
     counts = labels != data.IGNORED
     targets = jnp.where(counts, labels, 0).astype(jnp.int32)
@@ -199,7 +194,7 @@ def pixel_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def normalized(images: jax.Array) -> jax.Array:
-    """From bytes to what the network takes."""
+    """Turn bytes into the input of the network."""
     return (images - jnp.array(data.MEAN)) / jnp.array(data.DEVIATION)
 
 
@@ -215,15 +210,18 @@ def _check(options: Options) -> None:
     least, most = options.scale
     for is_met, message in (
         (
-            not options.mirrored or options.data is not None or options.items != "digits",
-            "--mirrored is not for --items digits, whose mirror images are none",
+            options.data is not None or options.items != "digits" or not options.mirrored,
+            "--mirrored is not for --items digits: mirror images of digits are not digits",
         ),
         (
             options.data is None or options.crop != Options.crop,
-            f"--crop {options.crop} is for generated scenes; with --data give a recipe's, see"
-            " README.md, such as 513",
+            f"--crop {options.crop} is for generated scenes. With --data use a larger one, such as"
+            " 513, see README.md",
         ),
-        (0 < least <= most, f"--scale takes two numbers, 0 < LEAST <= MOST, not {least} {most}"),
+        (
+            0 < least <= most < math.inf,
+            f"--scale takes two finite numbers, 0 < LEAST <= MOST, not {least} {most}",
+        ),
         (
             options.output_stride in (8, 16),
             f"--output-stride must be 8 or 16, not {options.output_stride}",
@@ -238,7 +236,7 @@ def _check(options: Options) -> None:
         ),
         (
             options.weights is None or options.network != "small",
-            f"--weights {options.weights}: there are none for --network small; choose another",
+            f"--weights {options.weights} is not for --network small. Choose another network",
         ),
     ):
         settings.require(is_met, message)

@@ -1,6 +1,5 @@
-"""Images with a class at each pixel: PASCAL VOC 2012's from its files, and how batches are cut."""
+"""Images with a class at each pixel: PASCAL VOC 2012's files, and random crops."""
 
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,24 +10,24 @@ import scipy.io
 from PIL import Image
 
 from examples.common.errors import DataError
+from examples.common.reading import check_size, reading
 
 IGNORED = 255
-"""The label of pixels that neither train nor count."""
+"""The label of pixels that are neither trained nor evaluated on."""
 VOC_CLASSES = 21
-MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's pixels
+MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of the pixels of ImageNet
 _HELD_OUT_EVERY = 10
-_DAMAGES = (OSError, SyntaxError)  # what Pillow raises
-_MAT_DAMAGES = (
-    *(ValueError, KeyError, TypeError, IndexError, NotImplementedError),
-    *(zlib.error, scipy.io.matlab.MatReadError),
-)
-_THREADS = ThreadPoolExecutor()  # Pillow reads and resizes without Python's lock
+_MOST_MAT_BYTES = 2**20  # The files have a few kB. zlib expands them at most 1,032 times.
+_THREADS = ThreadPoolExecutor()  # Pillow releases Python's lock while it reads and resizes.
 
 
 class Scenes(NamedTuple):
-    """Images and their labels; ``read`` gives those of one: (h, w, 3) and (h, w), uint8.
+    """Images and their labels.
 
-    ``may_be_mirrored`` says whether a mirror image shows what could be seen, too, as of no digit.
+    Attributes:
+      size: The number of images.
+      read: From the index of an image to its pixels (h, w, 3) and labels (h, w), both uint8.
+      may_be_mirrored: Whether mirror images are plausible. Mirrored digits are not.
     """
 
     size: int
@@ -37,10 +36,7 @@ class Scenes(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images (n, crop, crop, 3) and labels (n, crop, crop), uint8.
-
-    ``index`` (n,), int32, says which scenes they are of.
-    """
+    """Images (n, crop, crop, 3) and labels (n, crop, crop), uint8, and indices (n,), int32."""
 
     images: Any
     labels: Any
@@ -54,10 +50,10 @@ def batch(
     scale: tuple[float, float],
     rng: np.random.Generator,
 ) -> Batch:
-    """Random crops of random scale, every second one mirrored, if it may be; the same for the same
-    ``rng``.
+    """Cut random crops of random scale, and mirror half of them if that is allowed.
 
-    What a crop has beside the image is of the mean color, and ignored.
+    The same ``rng`` gives the same crops. Pixels outside the image have the mean color and are
+    ignored.
     """
     draws = [rng.random(4) for _ in index]  # in the order of the scenes, not of the threads
 
@@ -78,7 +74,7 @@ def batch(
 
 
 def padded(array: np.ndarray, size: int) -> np.ndarray:
-    """An image or labels, at least ``size`` high and wide: filled up at the bottom and right."""
+    """Pad an image or labels at the bottom and right to at least ``size`` × ``size`` pixels."""
     height, width = (max(n, size) for n in array.shape[:2])
     result = np.empty((height, width, *array.shape[2:]), np.uint8)
     result[...] = IGNORED if array.ndim == 2 else np.round(MEAN)
@@ -87,16 +83,16 @@ def padded(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def voc(folder: Path, sbd: Path | None, *, validation: bool) -> tuple[Scenes, Scenes]:
-    """VOC 2012's scenes for training and for testing: 1,464 and 1,449, its val set.
+    """Return VOC 2012's scenes for training, 1,464, and for testing, the 1,449 of its val set.
 
     Args:
       folder: VOC2012, with JPEGImages, SegmentationClass and ImageSets/Segmentation.
-      sbd: of the Semantic Boundaries Dataset (ICCV 2011), with ``cls/*.mat``: all that it labels
-        and is not in val trains, too, which makes 10,582. What VOC itself labels has VOC's labels.
-      validation: tests on every tenth scene for training, which then does not train.
+      sbd: The Semantic Boundaries Dataset (ICCV 2011), with ``cls/*.mat``. Its images that are not
+        in val are added to training, which makes 10,582. VOC's own labels take precedence.
+      validation: Test on every tenth training scene, which is then left out of training.
 
     Raises:
-      DataError: for what is missing; ``read`` for what is damaged.
+      DataError: If files are missing. ``Scenes.read`` raises it for damaged files.
     """
     masks = folder / "SegmentationClass"
     train, test = (_names(folder, split) for split in ("train", "val"))
@@ -113,69 +109,63 @@ def voc(folder: Path, sbd: Path | None, *, validation: bool) -> tuple[Scenes, Sc
     if validation:
         test = train[::_HELD_OUT_EVERY]
         train = sorted({*train} - {*test})
-    parts = []
-    for names in (train, test):
-        pairs = [(folder / "JPEGImages" / f"{name}.jpg", files[name]) for name in names]
-        missing = [str(path) for pair in pairs for path in pair if not path.exists()]
-        if missing:
-            some = ", ".join(missing[:3]) + ", …" * (len(missing) > 3)
-            raise DataError(
-                f"--data {folder}: of {len(names)} images these files are missing: {some}. Unpack"
-                " the whole archive."
-            )
-        parts.append(_of_files(pairs))
-    return parts[0], parts[1]
+    images = folder / "JPEGImages"
+    train_scenes, test_scenes = (
+        _of_files([(images / f"{name}.jpg", files[name]) for name in names])
+        for names in (train, test)
+    )
+    return train_scenes, test_scenes
 
 
 def _names(folder: Path, split: str) -> list[str]:
     file = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
-    try:
+    remedy = (
+        "--data is the folder VOC2012 in VOCtrainval_11-May-2012.tar, with JPEGImages,"
+        " SegmentationClass and ImageSets."
+    )
+    with reading(file, "a list of images", remedy):
         names = file.read_text().split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file} cannot be read: {error}. --data is the folder VOC2012 in"
-            " VOCtrainval_11-May-2012.tar, with JPEGImages, SegmentationClass and ImageSets."
-        ) from error
     if not names:
-        raise DataError(f"{file} names no images.")
+        raise DataError(f"{file} names no images. {remedy}")
     return names
 
 
 def _of_files(pairs: Sequence[tuple[Path, Path]]) -> Scenes:
+    missing = [str(path) for pair in pairs for path in pair if not path.exists()]
+    if missing:
+        some = ", ".join(missing[:3]) + ", …" * (len(missing) > 3)
+        raise DataError(
+            f"--data: of {len(pairs)} images these files are missing: {some}. Unpack the whole"
+            " archive."
+        )
+
     def read(scene: int) -> tuple[np.ndarray, np.ndarray]:
         image_file, labels_file = pairs[scene]
-        image, labels = _read_image(image_file), _read_labels(labels_file)
+        with reading(image_file, "an image", "Unpack it again."), Image.open(image_file) as file:
+            image = np.asarray(file.convert("RGB"))
+        labels = _read_labels(labels_file)
         if image.shape[:2] != labels.shape:
             raise DataError(
                 f"{image_file} has {image.shape[:2]} pixels, but {labels_file} {labels.shape}."
+                " Unpack both again."
             )
-        if labels[labels != IGNORED].max(initial=0) >= VOC_CLASSES:
+        if not np.isin(labels, [*range(VOC_CLASSES), IGNORED]).all():
             raise DataError(
                 f"{labels_file} has labels that are neither 0 to {VOC_CLASSES - 1} nor {IGNORED}."
+                " Unpack it again."
             )
         return image, labels.astype(np.uint8)
 
     return Scenes(len(pairs), read)
 
 
-def _read_image(file: Path) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except _DAMAGES as error:
-        raise DataError(f"{file} cannot be read: {error!r}. Unpack it again.") from error
-
-
-def _read_labels(file: Path) -> np.ndarray:
-    """From a PNG with a palette, whose index is the class, or a .mat file of SBD."""
-    try:
-        if file.suffix == ".mat":
-            mode, labels = "P", scipy.io.loadmat(file)["GTcls"]["Segmentation"][0, 0]
-        else:
-            with Image.open(file) as image:
-                mode, labels = image.mode, np.asarray(image)
-    except (*_DAMAGES, *_MAT_DAMAGES) as error:
-        raise DataError(f"{file} cannot be read: {error!r}. Unpack it again.") from error
-    if mode != "P":
-        raise DataError(f"{file} is no PNG with a palette, but of mode {mode}.")
-    return labels
+def _read_labels(path: Path) -> np.ndarray:
+    """Read a PNG whose palette index is the class, or a .mat file of SBD."""
+    with reading(path, "labels", "Unpack it again."):
+        if path.suffix == ".mat":
+            check_size(path, path.stat().st_size, _MOST_MAT_BYTES)
+            return scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0]
+        with Image.open(path) as image:
+            if image.mode != "P":
+                raise ValueError(f"it is not a PNG with a palette, but of mode {image.mode}")
+            return np.asarray(image)

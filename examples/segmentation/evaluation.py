@@ -1,4 +1,4 @@
-"""What a network makes of whole images, how well, and pictures of it."""
+"""Predictions for whole images, their accuracy, and figures of them."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from examples.common.pictures import write_picture
 from examples.segmentation.data import IGNORED, padded
 
 _BATCH = 16
-_PICTURE_SIDE = 192  # pixels at least
+_LEAST_SIDE = 192  # of an image in a figure, in pixels
 
 
 def predict(
@@ -22,14 +22,17 @@ def predict(
     crop: int,
     stride: float,
 ) -> list[np.ndarray]:
-    """The most probable classes of images of any size, each (height, width), uint8.
+    """Return the most probable classes of images of any size, each (height, width), uint8.
 
-    Windows of ``crop`` pixels cover an image; a smaller one is filled up. Where windows overlap,
-    their softmaxes are averaged.
+    Windows of ``crop`` pixels cover an image, and smaller images are padded. The softmaxes of
+    overlapping windows are averaged.
 
     Args:
-      softmax: from images (16, crop, crop, 3) to (16, crop, crop, classes).
-      stride: from a window to the next, in units of ``crop``.
+      softmax: A function from images (16, crop, crop, 3) to (16, crop, crop, classes).
+      images: Images (height, width, 3) in uint8.
+      num_classes: The number of classes.
+      crop: Pixels along a side of a window.
+      stride: The distance of the windows, relative to ``crop``.
     """
     whole = [padded(image, crop) for image in images]
     windows = [
@@ -40,7 +43,7 @@ def predict(
     sums = [np.zeros((*pixels.shape[:2], num_classes), np.float32) for pixels in whole]
     for first in range(0, len(windows), _BATCH):
         some = windows[first : first + _BATCH]
-        filled = some + [some[-1]] * (_BATCH - len(some))  # to be of the same shape
+        filled = some + [some[-1]] * (_BATCH - len(some))  # Batches have one shape.
         pixels = np.stack([whole[i][y : y + crop, x : x + crop] for i, y, x in filled])
         for (i, y, x), values in zip(some, np.asarray(softmax(pixels)), strict=False):
             sums[i][y : y + crop, x : x + crop] += values
@@ -51,24 +54,23 @@ def predict(
 
 
 def _starts(length: int, crop: int, stride: float) -> list[int]:
-    """Of windows that cover ``length`` pixels; the last ends where they do."""
+    """Return where windows that cover ``length`` pixels start. The last ends at the last pixel."""
     step = max(1, round(stride * crop))
     return [min(i * step, length - crop) for i in range(1 + math.ceil((length - crop) / step))]
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many pixels of each class (rows) are taken for each (columns), (classes, classes)."""
+    """Count pixels by true class (rows) and predicted class (columns), (classes, classes)."""
     counts = labels != IGNORED
     pairs = num_classes * labels[counts].astype(np.int64) + predicted[counts]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def measures(matrix: np.ndarray) -> dict[str, float]:
-    """In percent, of the confusion matrix of a whole set.
+    """Return percentages from the confusion matrix of a whole data set.
 
-    ``mean_iou``: the mean over classes of the pixels that are of a class and taken for it, among
-    those that are or are taken for it; ``mean_accuracy``: among those that are of it; and
-    ``accuracy``, of all pixels. Classes without such pixels are not in a mean.
+    ``mean_iou`` is the mean of intersection over union, and ``mean_accuracy`` the mean of recall,
+    each over the classes for which it is defined. ``accuracy`` is over all pixels.
     """
     right, real, found = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     union = real + found - right
@@ -85,11 +87,11 @@ def draw(
     predicted: Sequence[np.ndarray],
     path: Path,
 ) -> None:
-    """A row for each image: the image, its labels and what was predicted, in VOC's colors."""
+    """Draw a row for each image: the image, its labels and the predicted ones in VOC's colors."""
     rows = []
     for image, *maps in zip(images, labels, predicted, strict=True):
         row = np.concatenate([image, *(PALETTE[classes] for classes in maps)], axis=1)
-        zoom = max(1, -(-_PICTURE_SIDE // len(image)))
+        zoom = max(1, -(-_LEAST_SIDE // len(image)))
         rows.append(row.repeat(zoom, 0).repeat(zoom, 1))
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
@@ -97,9 +99,10 @@ def draw(
 
 
 def _voc_palette() -> np.ndarray:
-    """VOC's color of each label, (256, 3), uint8.
+    """Return VOC's color of each label, (256, 3), uint8.
 
-    A label's bits 0, 1, 2 are the highest of red, green and blue, its bits 3, 4, 5 the next, ….
+    Bits 0, 1 and 2 of a label are the highest bits of red, green and blue, bits 3, 4 and 5 the
+    second highest, and so on.
     """
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
     planes = np.pad(bits, ((0, 0), (0, 1))).reshape(256, 3, 3)  # label, plane, channel

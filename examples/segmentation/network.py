@@ -1,16 +1,15 @@
-"""PSPNet and DeepLabv3+ in Flax Linen, on ResNets and MobileNetV2, and a small one of their kind.
+"""PSPNet and DeepLabv3+ in Flax Linen, on ResNets and MobileNetV2, and a small network.
 
-Each takes images (batch, height, width, 3) and gives a tuple of float32 logits (batch, height,
-width, classes). In training PSPNet's has a second member, those of its auxiliary head.
+Each takes images (batch, height, width, 3) and returns a tuple of float32 logits (batch, height,
+width, classes). In training PSPNet returns a second array, the logits of its auxiliary head.
 
 A layer of a backbone is named as in torchvision, with ``_`` for ``.``, so that ``torch_name`` finds
-its weights. Convolutions start at He's normal values by fan-out (arXiv 1502.01852), as those of
-torchvision; the authors' heads start otherwise. BatchNorm has ε = 1e-5 and keeps 0.9 of its
-statistics a step; in the backbones of DeepLab 0.99.
+its weights. Convolutions are initialized from He's normal distribution by fan-out (arXiv
+1502.01852), as in torchvision; the authors initialize the heads differently. BatchNorm has
+ε = 1e-5, and momentum 0.9, or 0.99 in the backbones of DeepLab.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,12 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from examples.common.networks import conv_and_norm
+
 NETWORKS = (
-    *("small", "pspnet50", "pspnet101"),
-    *("deeplab_resnet50", "deeplab_resnet101", "deeplab_mobilenet"),
+    "small",
+    "pspnet50",
+    "pspnet101",
+    "deeplab_resnet50",
+    "deeplab_resnet101",
+    "deeplab_mobilenet",
 )
 _RESNETS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3)}  # blocks of each stage
-_DILATIONS = {  # of each stage's first block and of its others
+_DILATIONS = {  # of the first block and of the other blocks of each stage
     16: ((1, 1), (1, 1), (1, 1), (1, 2)),
     8: ((1, 1), (1, 1), (1, 2), (2, 4)),
     "pspnet": ((1, 1), (1, 1), (2, 2), (4, 4)),
@@ -33,7 +38,7 @@ _BINS = (1, 2, 3, 6)
 
 
 def make_network(name: str, num_classes: int, output_stride: int) -> nn.Module:
-    """One of ``NETWORKS``; ``output_stride``, 16 or 8, is of those of DeepLab."""
+    """Make one of ``NETWORKS``. ``output_stride``, 16 or 8, is for those of DeepLab."""
     if name == "small":
         return DeepLabV3Plus(SmallResNet(), num_classes, rates=(2, 4), width=32, low_width=8)
     if name.startswith("pspnet"):
@@ -48,15 +53,16 @@ def make_network(name: str, num_classes: int, output_stride: int) -> nn.Module:
 
 
 def torch_name(path: tuple[str, ...]) -> str | None:
-    """torchvision's name of a backbone's layer; None for the heads."""
+    """Return torchvision's name of a layer of the backbone, or None for the heads."""
     return path[1].replace("_", ".") if path[0] == "backbone" else None
 
 
 class PSPNet(nn.Module):
     """Pyramid scene parsing (arXiv 1612.01105), as in the authors' later code (semseg).
 
-    The last stage, and its means over 1, 4, 9 and 36 parts of the image. ResNet-50 has 49,081,578
-    parameters with 21 classes, ResNet-101 68,073,706; 2,365,205 of them are the auxiliary head's.
+    The head takes the last stage and its means over 1, 4, 9 and 36 parts of the image. With 21
+    classes there are 49,081,578 parameters on ResNet-50 and 68,073,706 on ResNet-101, of which the
+    auxiliary head has 2,365,205.
     """
 
     backbone: nn.Module
@@ -64,7 +70,7 @@ class PSPNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, is_training: bool) -> tuple[jax.Array, ...]:
-        conv, norm = _layers(is_training)
+        conv, norm = conv_and_norm(is_training)
         drop = nn.Dropout(0.1, broadcast_dims=(1, 2), deterministic=not is_training)
 
         def head(x, width):
@@ -86,14 +92,15 @@ class PSPNet(nn.Module):
 class DeepLabV3Plus(nn.Module):
     """DeepLabv3+ (arXiv 1802.02611): dilated convolutions at several rates, and a decoder.
 
-    As in VainF/DeepLabV3Plus-Pytorch, whose decoder has one 3×3 convolution. With 21 classes
-    39,761,845 parameters on ResNet-50, 58,753,973 on ResNet-101 and 5,225,717 on MobileNetV2.
+    The decoder has one 3×3 convolution, as in VainF/DeepLabV3Plus-Pytorch. With 21 classes there
+    are 39,761,845 parameters on ResNet-50, 58,753,973 on ResNet-101 and 5,225,717 on MobileNetV2.
 
     Attributes:
-      backbone: gives feature maps, of which the first goes to the decoder.
-      rates: dilations of the 3×3 convolutions on the last.
-      width: channels of all that follows the backbone.
-      low_width: channels to which those of the first feature map are reduced.
+      backbone: A network that returns feature maps, of which the decoder takes the first.
+      num_classes: The number of classes.
+      rates: Dilations of the 3×3 convolutions on the last feature map.
+      width: Channels after the backbone.
+      low_width: Channels to which the first feature map is reduced.
     """
 
     backbone: nn.Module
@@ -104,7 +111,7 @@ class DeepLabV3Plus(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, is_training: bool) -> tuple[jax.Array, ...]:
-        conv, norm = _layers(is_training)
+        conv, norm = conv_and_norm(is_training)
         low, *_, x = self.backbone(images, is_training=is_training)
         parts = [conv(self.width, kernel=1)(x)]
         parts += [conv(self.width, dilation=rate)(x) for rate in self.rates]
@@ -121,16 +128,17 @@ class DeepLabV3Plus(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet of bottlenecks (arXiv 1512.03385) with stages that are dilated for their strides.
+    """A ResNet of bottlenecks (arXiv 1512.03385) with dilations in place of strides.
 
-    Gives the outputs of its four stages.
+    Returns the outputs of its four stages.
 
     Attributes:
-      blocks: of each stage.
-      dilations: of each stage, in its first block and in the others. Where the others are dilated,
-        or it is the first, the stage has stride 1, else 2.
-      has_deep_stem: three 3×3 convolutions to 128 channels, PSPNet's, for one of 7×7 to 64.
-      momentum: of BatchNorm's statistics.
+      blocks: The number of blocks of each stage.
+      dilations: For each stage the dilation of the first and of the other blocks. The first stage
+        and stages whose other blocks are dilated have stride 1, the others 2.
+      has_deep_stem: Whether the stem has PSPNet's three 3×3 convolutions with up to 128 channels,
+        or one of 7×7 with 64.
+      momentum: The momentum of BatchNorm's statistics.
     """
 
     blocks: tuple[int, ...]
@@ -140,7 +148,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, is_training: bool) -> Sequence[jax.Array]:
-        conv, norm = _layers(is_training, self.momentum)
+        conv, norm = conv_and_norm(is_training, momentum=self.momentum)
         stem = [(64, 3, 2), (64, 3, 1), (128, 3, 1)] if self.has_deep_stem else [(64, 7, 2)]
         for i, (width, kernel, strides) in enumerate(stem, 1):
             x = conv(width, kernel=kernel, strides=strides, name=f"conv{i}")(x)
@@ -168,9 +176,9 @@ class ResNet(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 (arXiv 1801.04381) without its last convolution; strides become dilations.
+    """MobileNetV2 (arXiv 1801.04381) without its last convolution, with dilations for strides.
 
-    Gives the outputs of stride 4 and of the last block.
+    Returns the output of stride 4 and that of the last block.
     """
 
     output_stride: int
@@ -178,7 +186,7 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, is_training: bool) -> Sequence[jax.Array]:
-        conv, norm = _layers(is_training, self.momentum)
+        conv, norm = conv_and_norm(is_training, momentum=self.momentum)
 
         def activated(x, name, **kwargs):
             x = conv(**kwargs, name=f"{name}_0")(x)
@@ -200,7 +208,8 @@ class MobileNetV2(nn.Module):
                     y = activated(y, f"{name}_0", width=expansion * x.shape[-1], kernel=1)
                     part = 1
                 y = activated(
-                    *(y, f"{name}_{part}"),
+                    y,
+                    f"{name}_{part}",
                     width=y.shape[-1],
                     strides=1 if i else strides,
                     dilation=dilation if i else first_dilation,
@@ -215,14 +224,14 @@ class MobileNetV2(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Three basic blocks with 16, 32 and 48 channels: strides 2 and 4, and 4 with dilation 2.
+    """Three basic blocks with 16, 32 and 48 channels, for images of about 48 pixels.
 
-    Gives the outputs of all three. For images of some 48 pixels.
+    Their strides are 2, 4 and 4, and the last has dilation 2. Returns the outputs of all three.
     """
 
     @nn.compact
     def __call__(self, x: jax.Array, *, is_training: bool) -> Sequence[jax.Array]:
-        conv, norm = _layers(is_training)
+        conv, norm = conv_and_norm(is_training)
         x = nn.relu(norm()(conv(16, strides=2)(x)))
         stages = []
         for width, strides, dilation in ((16, 1, 1), (32, 2, 1), (48, 1, 2)):
@@ -236,11 +245,13 @@ class SmallResNet(nn.Module):
 
 
 def resize(x: jax.Array, size: tuple[int, ...], *, align_corners: bool) -> jax.Array:
-    """Bilinear interpolation of (batch, height, width, channels) to a larger ``size``.
+    """Resize (batch, height, width, channels) to a larger ``size`` by bilinear interpolation.
 
     Args:
-      align_corners: the middles of the corner pixels stay where they are, else the corners of the
-        image, as ``jax.image.resize`` has it.
+      x: The array.
+      size: The new height and width.
+      align_corners: Keep the positions of the middles of the corner pixels, rather than those of
+        the corners of the image as ``jax.image.resize`` does.
     """
     rows, columns = (
         _interpolation(*lengths, align_corners) for lengths in zip(x.shape[1:3], size, strict=True)
@@ -249,15 +260,15 @@ def resize(x: jax.Array, size: tuple[int, ...], *, align_corners: bool) -> jax.A
 
 
 def pool(x: jax.Array, bins: int) -> jax.Array:
-    """Means over ``bins`` × ``bins`` parts of an image, which may overlap by a pixel.
+    """Average over ``bins`` × ``bins`` parts of an image, as PyTorch's adaptive pooling does.
 
-    Part i of n pixels is that from ⌊i n / bins⌋ to ⌈(i + 1) n / bins⌉, as PyTorch's adaptive ones.
+    Part i of n pixels is from ⌊i n / bins⌋ to ⌈(i + 1) n / bins⌉. Parts may overlap by a pixel.
     """
     return jnp.einsum("yh,xw,bhwc->byxc", *(_means(n, bins) for n in x.shape[1:3]), x)
 
 
 def _interpolation(count: int, new_count: int, align_corners: bool) -> np.ndarray:
-    """(new_count, count), with which interpolation is a product."""
+    """Return the matrix (new_count, count) that interpolates."""
     if align_corners:
         places = np.linspace(0, count - 1, new_count)
     else:
@@ -267,37 +278,9 @@ def _interpolation(count: int, new_count: int, align_corners: bool) -> np.ndarra
 
 
 def _means(count: int, bins: int) -> np.ndarray:
-    """(bins, count), with which pooling is a product."""
+    """Return the matrix (bins, count) that averages."""
     matrix = np.zeros((bins, count), np.float32)
     for i, row in enumerate(matrix):
         first, end = i * count // bins, -(-(i + 1) * count // bins)
         row[first:end] = 1 / (end - first)
     return matrix
-
-
-def _layers(is_training: bool, momentum: float = 0.9) -> tuple[Callable[..., nn.Conv], Callable]:
-    def conv(
-        width: int,
-        *,
-        kernel: int = 3,
-        strides: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        name: str | None = None,
-    ) -> nn.Conv:
-        # A depthwise kernel's output counts as the one channel it is.
-        fan: Any = "fan_out" if groups == 1 else "fan_in"
-        return nn.Conv(
-            *(width, (kernel, kernel), strides),
-            padding=kernel // 2 * dilation,
-            kernel_dilation=dilation,
-            feature_group_count=groups,
-            use_bias=False,
-            kernel_init=nn.initializers.variance_scaling(2, fan, "normal"),
-            name=name,
-        )
-
-    norm = functools.partial(
-        nn.BatchNorm, use_running_average=not is_training, momentum=momentum, epsilon=1e-5
-    )
-    return conv, norm

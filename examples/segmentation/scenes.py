@@ -1,4 +1,4 @@
-"""Scenes that are put together: tinted, occluding digits or clothes on crops of photos."""
+"""Generated scenes: tinted digits or clothes that occlude each other, on crops of photos."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from examples.segmentation.data import IGNORED, Scenes
 
 SIZE = 48
 ITEMS = ("digits", "fashion_mnist")
-CLASSES = {"digits": 6, "fashion_mnist": 6}  # with the background, which is class 0
+CLASSES = {"digits": 6, "fashion_mnist": 6}  # including the background, class 0
 _CLASS_OF_GARMENT = np.array([1, 2, 1, 3, 1, 4, 1, 4, 5, 4], np.uint8)
-_VALIDATION_ITEMS = {"digits": 100, "fashion_mnist": 10_000}  # the last of those for training
-_SIDES = (20, 32)  # of an item, in pixels
+_VALIDATION_ITEMS = {"digits": 100, "fashion_mnist": 10_000}  # the last ones of the training set
+_SIDES = (20, 32)  # of an item in pixels
 _MOST_ITEMS = 3
-_OPAQUE = {"digits": 64, "fashion_mnist": 24}  # an item's pixels are those at least so bright
+_OPAQUE = {"digits": 64, "fashion_mnist": 24}  # Pixels of an item are at least this bright.
 _STREAMS = {"train": 4, "validation": 5, "test": 6}
 _COLUMNS = {"train": (0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1)}  # of the photos
 
@@ -24,22 +24,24 @@ _COLUMNS = {"train": (0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1)}  # of
 def scenes(
     kind: str, split: str, count: int, folder: Path, *, noise: float = 0.0, seed: int = 0
 ) -> Scenes:
-    """Scenes of 48 × 48 pixels, the same for the same arguments.
+    """Generate scenes of 48 × 48 pixels. The same arguments give the same scenes.
 
-    One to three items lie, the later over the earlier, on a crop of one of scikit-learn's two
-    photos. An item is 20 to 32 pixels wide and of a color of its own; its class is drawn from all
-    alike. Pixels whose right or lower neighbor has another label are ignored, as VOC's contours
-    are.
+    A scene has one to three items, which may occlude each other, on a crop of one of scikit-learn's
+    two photos. An item is 20 to 32 pixels wide and has a random color and a class that is drawn
+    uniformly. Pixels whose right or lower neighbor has another label are ignored, like the contours
+    in VOC.
 
     Args:
-      kind: of the items: digits, scikit-learn's 0 to 4, or fashion_mnist, whose ten kinds
-        are five classes: tops, trousers, dresses, shoes, bags; every second one is mirrored.
-      split: train, validation or test. They share neither items nor parts of photos.
-      folder: of Fashion-MNIST's files.
-      noise: the share of items labelled, with all their pixels, as another class.
+      kind: The kind of items: ``"digits"``, scikit-learn's 0 to 4, or ``"fashion_mnist"`` in the
+        five classes tops, trousers, dresses, shoes and bags, half of them mirrored.
+      split: ``"train"``, ``"validation"`` or ``"test"``. They share no items or parts of photos.
+      count: The number of scenes.
+      folder: The folder of Fashion-MNIST's files.
+      noise: The share of items whose pixels are all labelled as another class.
+      seed: The seed of everything random.
 
     Raises:
-      DataError: where Fashion-MNIST cannot be had.
+      DataError: If Fashion-MNIST cannot be read.
     """
     items, classes = _read_items(kind, split, folder)
     rng = np.random.default_rng((seed, _STREAMS[split]))
@@ -64,7 +66,7 @@ def scenes(
 
 
 def _read_items(kind: str, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, height, width) of 0 to 255 and classes (n,) of 1 on, both uint8."""
+    """Read images (n, height, width) of 0 to 255 and classes (n,) from 1 on, both uint8."""
     source = "test" if split == "test" else "train"
     if kind == "digits":
         images, labels = digits(source)

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,13 +36,8 @@ TINY = {
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.fixture(scope="module", params=TINY)
-def tiny(request, standard_promotion):
-    """A small model, its variables, and its logits and BatchNorm statistics after training."""
-    model = TINY[request.param]
-    variables = jax.jit(partial(model.init, is_training=False))(jax.random.key(0), IMAGES)
-    apply = jax.jit(partial(model.apply, is_training=True, mutable=["batch_stats"]))
-    return model, *jax.device_get((variables, *apply(variables, IMAGES)))
+def flat(tree):
+    return traverse_util.flatten_dict(tree)
 
 
 @functools.cache
@@ -51,11 +47,10 @@ def variable_shapes(model, size):
 
 
 def outputs_of_modules(model, variables, images):
-    """The shapes and dtypes of what each module of the model gives in evaluation."""
+    """Return the shapes and dtypes of the outputs of each module in evaluation."""
     apply = partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
     _, state = jax.eval_shape(partial(apply, is_training=False), variables, images)
-    outputs = traverse_util.flatten_dict(state["intermediates"])
-    return {path[0]: values[0] for path, values in outputs.items()}
+    return {path[0]: values[0] for path, values in flat(state["intermediates"]).items()}
 
 
 @pytest.mark.parametrize(
@@ -105,46 +100,49 @@ def test_convolutions_by_the_size_of_their_output(model, size, convolutions, cha
     assert variables["params"]["Dense_0"]["kernel"].shape == (channels, model.num_classes)
 
 
-def test_every_block_of_the_pyramid_adds_five_channels():
-    params = variable_shapes(PyramidNet(10), 32)["params"]
-    widths = [params[f"Conv_{index}"]["kernel"].shape[-1] for index in range(1, 109, 2)]
-    assert widths == list(range(21, 287, 5))
+def test_the_widths_of_the_pyramid_and_the_tokens_of_the_transformer():
+    params = variable_shapes(PyramidNet(10, depth=20), 32)["params"]
+    widths = [params[f"Conv_{index}"]["kernel"].shape[-1] for index in range(1, 19, 2)]
+    assert widths == list(range(46, 287, 30))
+    for size, patch_size, tokens in ((224, 16, 197), (32, 4, 65)):
+        model = VisionTransformer(10, patch_size=patch_size, depth=1)
+        assert variable_shapes(model, size)["params"]["position"].shape == (1, tokens, 384)
 
 
-@pytest.mark.parametrize(("size", "patch_size", "tokens"), [(224, 16, 197), (32, 4, 65)])
-def test_a_token_for_every_patch_and_one_for_the_class(size, patch_size, tokens):
-    model = VisionTransformer(10, patch_size=patch_size, depth=1)
-    assert variable_shapes(model, size)["params"]["position"].shape == (1, tokens, 384)
-
-
-def test_parameters_statistics_and_logits_are_float32_under_bfloat16(tiny):
-    model, variables, logits, changed = tiny
+@pytest.mark.parametrize("name", TINY)
+def test_all_but_the_computation_is_float32_under_bfloat16(name):
+    model = TINY[name]
+    variables = variable_shapes(model, 8)
+    apply = partial(model.apply, is_training=True, mutable=["batch_stats"])
+    logits, changed = jax.eval_shape(apply, variables, IMAGES)
     assert logits.shape == (2, 5)
-    assert logits.dtype == FLOAT32
-    assert {leaf.dtype for leaf in jax.tree.leaves((variables, changed))} == {FLOAT32}
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits, changed))} == {FLOAT32}
+    assert ("batch_stats" in changed) == (name != "transformer")
     outputs = outputs_of_modules(model, variables, IMAGES)
     head = {"__call__", "Dense_0", "Dropout_0"}  # after the mean over pixels
-    if type(model) is VisionTransformer:
+    if name == "transformer":
         head = {"__call__", "Dense_2", "LayerNorm_2"}
     assert {output.dtype for name, output in outputs.items() if name not in head} == {BFLOAT16}
-
-
-def test_batch_statistics_move_in_training_only(tiny):
-    model, variables, _, changed = tiny
-    assert ("batch_stats" in variables) == (type(model) is not VisionTransformer)
-    before = jax.tree.leaves(variables.get("batch_stats"))
-    for old, new in zip(before, jax.tree.leaves(changed), strict=True):
-        assert (old != new).any()
-    # Writing to a collection that is not mutable is an error.
+    # An error if evaluation changed BatchNorm statistics or needed a key of dropout.
     jax.eval_shape(partial(model.apply, is_training=False), variables, IMAGES)
 
 
 def test_batch_statistics_keep_nine_tenths():
-    """On the first layer of a network whose parameters are all 1."""
+    """In the first layer of a network whose parameters are all 1."""
     model = WideResNet(5, depth=10, width=1)
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variable_shapes(model, 8))
-    apply = jax.jit(partial(model.apply, is_training=True, mutable=["batch_stats"]))
-    statistics = apply(ones, IMAGES)[1]["batch_stats"]["BatchNorm_0"]
+    statistics = {}
+
+    def record(next_fun, args, kwargs, context):
+        if context.module.name == "BatchNorm_0":
+            statistics["input"] = args[0]
+            next_fun(*args, **kwargs)
+            statistics.update(context.module.variables["batch_stats"])
+            raise StopIteration
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(record), pytest.raises(StopIteration):
+        model.apply(ones, IMAGES, is_training=True, mutable=["batch_stats"])
     padded = np.pad(IMAGES.sum(-1), [(0, 0), (1, 1), (1, 1)])
     features = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2)).sum((-2, -1))
     np.testing.assert_allclose(statistics["mean"], 0.9 + 0.1 * features.mean(), rtol=1e-5)
@@ -152,7 +150,7 @@ def test_batch_statistics_keep_nine_tenths():
 
 
 def stated_deviation(path, shape, model):
-    """The standard deviation of the initial weights that the docstrings state."""
+    """Return the standard deviation of initial weights that the docstrings state."""
     is_conv = path[0].startswith("Conv_")
     if type(model) is VisionTransformer and not is_conv:
         return 0.02
@@ -162,51 +160,56 @@ def stated_deviation(path, shape, model):
     return math.sqrt(2 / (shape[0] * shape[1] * (1 if is_depthwise else shape[3])))
 
 
-def test_initial_values_are_the_stated_ones(tiny):
-    model, variables, _, _ = tiny
-    for path, leaf in traverse_util.flatten_dict(variables["params"]).items():
+@pytest.mark.long
+@pytest.mark.parametrize("name", TINY)
+def test_initial_values_are_the_stated_ones_and_statistics_move(name):
+    model = TINY[name]
+    variables = jax.jit(partial(model.init, is_training=False))(jax.random.key(0), IMAGES)
+    for path, leaf in flat(variables["params"]).items():
         if path[-1] in ("bias", "scale"):
             assert (leaf == (path[-1] == "scale")).all()
         else:
             deviation = stated_deviation(path, leaf.shape, model)
             assert abs(leaf.mean()) < 5 * deviation / math.sqrt(leaf.size), path
             assert abs(leaf.std() - deviation) < 5 * deviation / math.sqrt(2 * leaf.size), path
+    apply = jax.jit(partial(model.apply, is_training=True, mutable=["batch_stats"]))
+    _, changed = apply(variables, IMAGES)
+    for old, new in zip(
+        jax.tree.leaves(variables.get("batch_stats")), jax.tree.leaves(changed), strict=True
+    ):
+        assert (old != new).any()
 
 
 @pytest.mark.parametrize(
     "model",
     [
+        ResNet18(5, width=4, dropout=0.1),
         WideResNet(5, depth=10, width=1, dropout=0.3),
+        PyramidNet(5, depth=8, alpha=9, dropout=0.1),
+        MobileNet(5, width=1 / 8, stem_strides=1, dropout=0.1),
         VisionTransformer(5, patch_size=4, width=16, depth=1, num_heads=2, dropout=0.1),
     ],
-    ids=["wide_resnet", "transformer"],
+    ids=TINY,
 )
 def test_dropout_is_drawn_in_training_only(model):
-    variables = jax.tree.map(
-        lambda leaf: jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape), jnp.float32),
-        variable_shapes(model, 8),
-    )
-
-    @jax.jit
-    def logits(key):
-        apply = partial(model.apply, is_training=True, mutable=["batch_stats"])
-        return apply(variables, IMAGES, rngs={"dropout": key})[0]
-
-    keys = jax.random.split(jax.random.key(0))
-    assert (logits(keys[0]) == logits(keys[0])).all()
-    assert (logits(keys[0]) != logits(keys[1])).any()
-    jax.eval_shape(partial(model.apply, is_training=False), variables, IMAGES)  # needs no key
+    variables = variable_shapes(model, 8)
+    for is_training in (True, False):
+        apply = partial(model.apply, is_training=is_training, mutable=["batch_stats"])
+        key = {"rngs": {"dropout": jax.random.key(0)}} if is_training else {}
+        jaxpr = str(
+            jax.make_jaxpr(lambda v, apply=apply, key=key: apply(v, IMAGES, **key))(variables)
+        )
+        assert ("random_bits" in jaxpr) == is_training
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (WideResNet(5, depth=27), r"6 n \+ 4"),
+        (WideResNet(5, depth=27), r"depth must be 6 n \+ 4, .* not 27"),
         (WideResNet(5, depth=4), r"6 n \+ 4"),
-        (PyramidNet(5, depth=111), r"6 n \+ 2"),
-        (VisionTransformer(5, patch_size=5), "do not tile"),
+        (PyramidNet(5, depth=111), r"depth must be 6 n \+ 2, .* not 111"),
+        (VisionTransformer(5, patch_size=5), "patch_size 5 must divide"),
     ],
-    ids=["wide_resnet", "no_blocks", "pyramidnet", "transformer"],
 )
 def test_impossible_sizes_are_errors(model, message):
     with pytest.raises(ValueError, match=message):

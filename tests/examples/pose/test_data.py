@@ -1,6 +1,7 @@
-"""People in images: crops, MPII's files as they come, and drawn figures."""
+"""People in images: crops, MPII's files, and drawn figures."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,9 +38,7 @@ def test_warping_is_bilinear_between_the_middles_of_pixels():
     for _ in range(50):
         x, y = RNG.integers(0, 32, 2)
         place = linear @ (np.array([x, y]) - matrix[:, 2])
-        assert place.min() > 1
-        assert place[0] < WIDTH - 2
-        assert place[1] < HEIGHT - 2
+        assert np.all((place > 1) & (place < [WIDTH - 2, HEIGHT - 2]))
         expected = [
             ndimage.map_coordinates(image[..., c].astype(float), place[::-1, None], order=1)[0]
             for c in range(3)
@@ -167,42 +166,82 @@ def test_validation_holds_out_whole_training_images(mpii):
     np.testing.assert_allclose(held_out.head_sizes, np.hypot(*head.T))
 
 
-def damage(folder, name):
-    file = folder / name
-    if name.endswith("jpg"):
-        file.write_bytes(file.read_bytes()[:400])
-    elif name.endswith("mat"):
-        truth = scipy.io.loadmat(file)
-        scipy.io.savemat(file, {"pos_gt_src": truth["pos_gt_src"]})
-    else:
-        file.write_text('[{"image": "train0.jpg"}]')
+def edit(file, change):
+    """Change the first row of a JSON file."""
+    rows = json.loads(file.read_text())
+    rows[0] |= change
+    file.write_text(json.dumps(rows))
+
+
+def edit_truth(file, change):
+    truth = {k: v for k, v in scipy.io.loadmat(file).items() if not k.startswith("_")}
+    truth |= change
+    scipy.io.savemat(file, {k: v for k, v in truth.items() if v is not None})
+
+
+def replace(content):
+    return lambda file: file.write_bytes(content)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:400])
+
+
+REMOVED = "FileNotFoundError"
+BOXES = np.zeros((2, 2, 6))
 
 
 @pytest.mark.parametrize(
-    ("name", "is_missing", "message"),
+    ("name", "damage", "message"),
     [
-        ("annot/train.json", True, "train.json does not hold MPII's annotations"),
-        ("annot/train.json", False, "annotations: KeyError.'center'"),
-        ("annot/valid.json", True, "valid.json does not hold"),
-        ("annot/gt_valid.mat", True, "gt_valid.mat does not hold MPII's ground truth"),
-        ("annot/gt_valid.mat", False, "ground truth: KeyError.'headboxes_src'"),
-        ("images/train3.jpg", True, "12 images, of which 1 are missing in .*, such as train3.jpg"),
-        ("images/train0.jpg", False, "train0.jpg is not a whole image"),
+        ("annot/train.json", Path.unlink, rf"as MPII's annotations \({REMOVED}.* --data is a fol"),
+        ("annot/valid.json", Path.unlink, REMOVED),
+        ("annot/train.json", replace(b'[{"image": "train0.jpg"}]'), r"\(KeyError: 'center'"),
+        ("annot/train.json", replace(b'["image"]'), r"\(TypeError"),
+        ("annot/train.json", replace(b"[" * 10_000), r"\(RecursionError"),
+        ("annot/train.json", replace(b"\xff"), r"\(UnicodeDecodeError"),
+        ("annot/train.json", replace(b"[]"), "names 0 images"),
+        ("annot/train.json", lambda file: edit(file, {"scale": np.nan}), "number is not finite"),
+        ("annot/train.json", lambda file: edit(file, {"center": [np.inf, 1]}), "not finite"),
+        ("annot/train.json", lambda file: edit(file, {"scale": 0}), "a scale is not positive"),
+        ("annot/train.json", lambda file: edit(file, {"scale": "wide"}), r"\(ValueError"),
+        ("annot/train.json", lambda file: edit(file, {"scale": 10**400}), r"\(OverflowError"),
+        ("annot/train.json", lambda file: edit(file, {"image": 3}), "1 are missing in .*such as 3"),
+        ("annot/gt_valid.mat", Path.unlink, REMOVED),
+        ("annot/gt_valid.mat", cut, r"gt_valid\.mat cannot be read as MPII's ground truth"),
+        ("annot/gt_valid.mat", replace(b"MATLAB" * 100), r"\(\w+: "),
+        ("annot/gt_valid.mat", replace(b""), r"\(MatReadError"),
+        (
+            "annot/gt_valid.mat",
+            lambda f: edit_truth(f, {"headboxes_src": None}),
+            "KeyError: 'headb",
+        ),
+        ("annot/gt_valid.mat", lambda f: edit_truth(f, {"headboxes_src": BOXES}), "not finite and"),
+        ("annot/gt_valid.mat", lambda f: edit_truth(f, {"headboxes_src": BOXES / 0}), "not finite"),
+        (
+            "annot/gt_valid.mat",
+            lambda f: edit_truth(f, {"jnt_missing": np.eye(3)}),
+            r"has the shape",
+        ),
+        (
+            "images/train3.jpg",
+            Path.unlink,
+            "12 images, of which 1 are missing .* such as train3.jpg",
+        ),
+        ("images/train0.jpg", cut, r"train0\.jpg cannot be read as an image"),
     ],
 )
-def test_what_is_missing_or_damaged_is_an_error(mpii, name, is_missing, message):
-    if is_missing:
-        (mpii / name).unlink()
-    else:
-        damage(mpii, name)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_missing_and_damaged_files_are_an_error(mpii, name, damage, message):
+    damage(mpii / name)
     with pytest.raises(DataError, match=message):
         data.crop(data.mpii(mpii, validation=False)[0], np.arange(4), 32)
 
 
-def test_ground_truth_of_others_is_an_error(mpii):
+def test_ground_truth_of_other_people_is_an_error(mpii):
     rows = json.loads((mpii / "annot/valid.json").read_text())
     (mpii / "annot/valid.json").write_text(json.dumps(rows[:-1]))
-    with pytest.raises(DataError, match=r"not the 5 people of valid\.json"):
+    with pytest.raises(DataError, match=r"for the 5 people of valid\.json"):
         data.mpii(mpii, validation=False)
 
 
@@ -210,29 +249,28 @@ def pixels(people):
     return [np.asarray(people.open_image(person)) for person in range(len(people))]
 
 
-def test_figures_are_always_the_same_and_parts_are_apart():
+def test_figures_are_reproducible_and_splits_differ():
     first, again = figures("train", 6, swapped=0.5), figures("train", 6, swapped=0.5)
     assert np.array_equal(first.joints, again.joints)
     assert np.array_equal(pixels(first), pixels(again))
     others = [figures(part, 6) for part in ("validation", "test")]
-    drawn = {image.tobytes() for people in (first, *others) for image in pixels(people)}
-    assert len(drawn) == 18
+    assert len({image.tobytes() for people in (first, *others) for image in pixels(people)}) == 18
 
 
 def test_figures_fill_their_images_and_have_heads_of_their_size():
     people = figures("test", 40)
     assert people.visible.mean() > 0.95
     head = np.linalg.norm(people.joints[:, 9] - people.joints[:, 8], axis=-1)
-    # However an ellipse is turned, its box has the diagonal of its axes, here 1 and 0.8.
+    # The diagonal of the box of an ellipse with axes 1 and 0.8 does not depend on its rotation.
     np.testing.assert_allclose(people.head_sizes / head, 0.6 * np.hypot(1, 0.8), rtol=1e-2)
     crops = data.crop(people, np.arange(40), 64)
     assert np.array_equal(crops.images, pixels(people))
     np.testing.assert_allclose(crops.joints, people.joints, rtol=1e-5)
 
 
-def test_sides_are_swapped_in_the_share_that_is_asked_for():
-    true, wrong = figures("train", 200), figures("train", 200, swapped=0.3)
+def test_the_given_share_of_figures_has_sides_swapped():
+    true, wrong = figures("train", 100), figures("train", 100, swapped=0.3)
     is_swapped = (true.joints != wrong.joints).any((1, 2))
-    assert is_swapped.mean() == pytest.approx(0.3, abs=0.1)
+    assert is_swapped.mean() == pytest.approx(0.3, abs=0.12)
     assert np.array_equal(wrong.joints[is_swapped], true.joints[is_swapped][:, MIRRORED])
     assert np.array_equal(pixels(true)[:5], pixels(wrong)[:5])

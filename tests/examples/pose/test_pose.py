@@ -26,19 +26,26 @@ SIZE, BINS = 8, 16
 
 
 @functools.cache
-def shapes(name):
-    """Of a large network's logits and variables."""
-    image = jnp.zeros((1, 256, 256, 3))
+def shapes(name, size=256):
+    """Return the shapes of the logits and variables of a large network."""
+    image = jnp.zeros((1, size, size, 3))
     return jax.eval_shape(
         lambda: NETWORKS[name].init_with_output(jax.random.key(0), image, is_training=False)
     )
 
 
-@pytest.mark.parametrize(("name", "count"), [("hrnet_w32", 32_731_408), ("hrnet_w48", 67_791_024)])
-def test_networks_have_the_parameters_of_the_authors(name, count):
-    logits, variables = shapes(name)
+@pytest.mark.parametrize(
+    ("name", "size", "count"),
+    [
+        ("small", 64, 148_544),
+        pytest.param("hrnet_w32", 256, 32_731_408, marks=pytest.mark.long),
+        pytest.param("hrnet_w48", 256, 67_791_024, marks=pytest.mark.long),
+    ],
+)
+def test_networks_have_the_stated_number_of_parameters(name, size, count):
+    logits, variables = shapes(name, size)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
-    assert logits.shape == (1, 16, 2, 512)
+    assert logits.shape == (1, 16, 2, 2 * size)
     # The heatmap network, of which 28.5 M are published for width 32, has all but the two layers.
     if name == "hrnet_w32":
         assert count - 2 * (64 * 64 + 1) * 512 == 28_536_080
@@ -48,25 +55,12 @@ def test_gaussian_targets_follow_the_formula():
     joints = RNG.uniform(-30, 40, (3, 16, 2)).astype(np.float32)
     visible = (RNG.random((3, 16)) < 0.7).astype(np.float32)
     targets, weights = simcc.make_targets("gaussian", joints, visible, SIZE)
-    for person in range(3):
-        for joint in range(16):
-            x, y = joints[person, joint]
-            for axis, center in enumerate((2 * x, 2 * y)):
-                expected = [
-                    np.exp(-((k - center) ** 2) / (2 * 6**2)) / (6 * np.sqrt(2 * np.pi))
-                    for k in range(BINS)
-                ]
-                np.testing.assert_allclose(
-                    targets[person, joint, axis], expected, rtol=2e-4, atol=1e-30
-                )
-            # As the authors write it: whole pixels, rounded towards 0.
-            is_beside = (
-                int(x - 18) >= SIZE
-                or int(y - 18) >= SIZE
-                or int(x + 18 + 1) < 0
-                or int(y + 18 + 1) < 0
-            )
-            assert weights[person, joint] == (0 if is_beside else visible[person, joint])
+    exponents = -((np.arange(BINS) - 2 * joints[..., None]) ** 2) / (2 * 6**2)
+    expected = np.exp(exponents) / (6 * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(targets, expected, rtol=2e-4, atol=1e-30)
+    # As in the authors' code: whole pixels, rounded towards 0.
+    is_outside = ((joints - 18).astype(int) >= SIZE) | ((joints + 19).astype(int) < 0)
+    assert np.array_equal(weights, np.where(is_outside.any(-1), 0, visible))
     assert 0 < weights.sum() < visible.sum()
 
 
@@ -87,12 +81,9 @@ def test_the_loss_is_the_divergence_as_a_mean_over_bins_and_joints(kind):
     visible = (RNG.random((2, 16)) < 0.7).astype(np.float32)
     targets, weights = map(np.asarray, simcc.make_targets(kind, joints, visible, SIZE))
     logits = RNG.normal(size=(2, 16, 2, BINS)).astype(np.float32)
-    expected = np.zeros(2)
-    for person, joint, axis in np.ndindex(2, 16, 2):
-        own, target = logits[person, joint, axis].astype(float), targets[person, joint, axis]
-        log_prediction = own - np.log(np.exp(own).sum())
-        terms = [t * (np.log(t) - p) for t, p in zip(target, log_prediction, strict=True)]
-        expected[person] += weights[person, joint] * np.mean(terms) / 16
+    log_prediction = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    terms = (targets * (np.log(targets) - log_prediction)).mean(-1).sum(-1)
+    expected = (weights * terms).sum(-1) / 16
     np.testing.assert_allclose(simcc.losses(logits, targets, weights), expected, rtol=1e-4)
 
 
@@ -131,27 +122,20 @@ def test_the_flip_test_averages_what_the_kind_of_targets_says(kind):
 
 
 def test_pckh_is_as_the_evaluation_of_mpii_counts():
-    count = 30
-    joints, sizes = RNG.uniform(0, 100, (count, 16, 2)), RNG.uniform(5, 20, count)
-    predicted = joints + RNG.normal(0, 4, joints.shape)
-    visible = RNG.random((count, 16)) < 0.8
+    joints, sizes = RNG.uniform(0, 100, (30, 16, 2)), RNG.uniform(5, 20, 30)
+    predicted, visible = joints + RNG.normal(0, 4, joints.shape), RNG.random((30, 16)) < 0.8
     result = evaluation.pckh(predicted, joints, visible, sizes)
-
-    def shares(threshold):
-        counts, rights = np.zeros(16), np.zeros(16)
-        for person, joint in np.argwhere(visible):
-            (x, y), (a, b) = predicted[person, joint], joints[person, joint]
-            counts[joint] += 1
-            rights[joint] += np.hypot(x - a, y - b) <= threshold * sizes[person]
-        return 100 * rights / counts, counts
-
+    ratios = np.hypot(*np.moveaxis(predicted - joints, -1, 0)) / sizes[:, None]
+    counts = visible.sum(0)
     for name, threshold in (("mean", 0.5), ("mean_strict", 0.1)):
-        own, counts = (np.delete(values, [6, 7]) for values in shares(threshold))
-        np.testing.assert_allclose(result[name], (own * counts).sum() / counts.sum())
-    half, _ = shares(0.5)
-    expected = {"head": half[9], "wrist": (half[10] + half[15]) / 2, "hip": half[2:4].mean()}
-    for name, value in expected.items():
-        np.testing.assert_allclose(result[name], value)
+        shares = 100 * ((ratios <= threshold) & visible).sum(0) / counts
+        own = [joint for joint in range(16) if joint not in (6, 7)]
+        expected = (shares * counts)[own].sum() / counts[own].sum()
+        np.testing.assert_allclose(result[name], expected)
+        if name == "mean":
+            expected = {"head": shares[9], "wrist": shares[[10, 15]].mean()}
+            for part, value in (expected | {"hip": shares[2:4].mean()}).items():
+                np.testing.assert_allclose(result[part], value)
     assert 0 < result["mean_strict"] < result["mean"] < 100
     assert np.isnan(evaluation.pckh(predicted, joints, visible & False, sizes)["mean"])
 
@@ -165,16 +149,15 @@ def test_limbs_join_joints_of_a_side_and_a_mirror_changes_sides():
 TINY = Options(figures=8, batch_size=4, epochs=1, image_size=32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled(standard_promotion):
-    """The small network is smaller."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, "small", HRNet(4, 4, bottlenecks=1, blocks=1, modules=(1,)))
-        yield
+@pytest.fixture
+def smaller(monkeypatch):
+    """Make the small network smaller."""
+    network = HRNet(4, 4, bottlenecks=1, blocks=1, modules=(1,))
+    monkeypatch.setitem(NETWORKS, "small", network)
 
 
-@pytest.fixture(scope="module")
-def task(quickly_compiled):
+@pytest.fixture
+def task(smaller):
     return Pose(TINY)
 
 
@@ -188,12 +171,13 @@ def test_a_batch_depends_on_examples_step_and_seed_alone(task):
         assert not np.array_equal(batch.joints, other.joints)
 
 
-def test_weights_of_the_authors_go_to_the_backbone_and_back(tmp_path, task):
+@pytest.mark.long
+def test_the_large_network_has_the_names_of_the_authors():
     _, large = shapes("hrnet_w32")
     names = weights.to_torch(
         jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), large), torch_name
     )
-    # As its code names them: in a block, a downsampling, a transition, a branch and a fusion.
+    # In a block, a downsampling, a transition, a branch and a fusion.
     for name, shape in {
         "layer1.0.conv2.weight": (64, 64, 3, 3),
         "layer1.0.downsample.1.running_var": (256,),
@@ -208,40 +192,45 @@ def test_weights_of_the_authors_go_to_the_backbone_and_back(tmp_path, task):
     with pytest.raises(DataError, match=r"names are missing: .*layer1\.1\.bn1\.running_mean"):
         weights.fill(large, {}, lambda path: torch_name(path) if "layer1.1" in path[0] else None)
 
+
+@pytest.mark.long
+def test_weights_go_to_the_backbone_and_statistics_are_of_the_clean_pass(task, tmp_path):
+    trainer = Trainer(TINY, task)
     stored = task.new_state(optax.identity(), seed=1)
-    weights.save(
-        tmp_path / "weights.npz",
-        weights.to_torch({"params": stored.params, "batch_stats": stored.batch_stats}, torch_name),
-    )
-    options = dataclasses.replace(TINY, weights=tmp_path / "weights.npz")
-    state, fresh = Pose(options).new_state(optax.identity(), 0), task.new_state(optax.identity(), 0)
+    file, fresh = tmp_path / "weights.safetensors", trainer.new_state("base", 0)
+    variables = {"params": stored.params, "batch_stats": stored.batch_stats}
+    weights.save(file, weights.to_torch(variables, torch_name))
+    state = Pose(dataclasses.replace(TINY, weights=file)).new_state(optax.identity(), 0)
     for name, own in state.params.items():
         is_head = name in ("final_layer", "mlp_head_x", "mlp_head_y")
         expected = (fresh if is_head else stored).params[name]
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, own, expected)))
 
-
-def test_batch_statistics_are_of_the_clean_pass(task, tmp_path):
-    states = []
+    states, batch = [], task.batch(np.arange(4), 0, 0)
     for method in ("base", "sam"):
-        trainer = Trainer(TINY, task)
-        state, batch = trainer.new_state(method, 0), task.batch(np.arange(4), 0, 0)
+        state = trainer.new_state(method, 0)
         before = state.batch_stats["bn1"]["mean"].copy()
         states.append(trainer.step_fn(method, state, batch)(state, batch, batch)[0])
         assert not np.array_equal(states[-1].batch_stats["bn1"]["mean"], before)
     base, sam = (jax.tree.leaves(state.batch_stats) for state in states)
     assert all(np.array_equal(a, b) for a, b in zip(base, sam, strict=True))
-    different = jax.tree.map(
-        lambda a, b: not np.array_equal(a, b), *(state.params for state in states)
-    )
-    assert any(jax.tree.leaves(different))
+    base, sam = (jax.tree.leaves(state.params) for state in states)
+    assert not all(np.array_equal(a, b) for a, b in zip(base, sam, strict=True))
 
 
-def test_the_program_trains_and_draws(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--method base",
+        pytest.param("--method sampa --targets onehot --evaluate-every 1", marks=pytest.mark.long),
+    ],
+)
+def test_the_program_trains_and_draws(arguments, tmp_path, monkeypatch):
+    stem_and_head = HRNet(4, 4, bottlenecks=0, modules=())
+    monkeypatch.setitem(NETWORKS, "small", stem_and_head)
     monkeypatch.setattr("examples.pose.__main__._HELD_OUT_FIGURES", 6)
-    arguments = "--figures 8 --batch-size 4 --epochs 1 --image-size 32 --evaluate-every 1"
-    more = ["--method", "base", "sampa", "--targets", "onehot", "--output", str(tmp_path)]
-    assert comparison.main(Options, Pose, "pose", [*arguments.split(), *more]) == 0
+    common = f"--figures 4 --batch-size 4 --epochs 1 --image-size 32 --output {tmp_path}"
+    assert comparison.main(Options, Pose, "pose", f"{common} {arguments}".split()) == 0
     report = json.loads((tmp_path / "pose/report.json").read_text())
     for method, runs in report["runs"].items():
         assert runs[0]["measures"].keys() == Pose.measures.keys()
@@ -253,13 +242,13 @@ def test_the_program_trains_and_draws(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"image_size": 48}, "--image-size 48 is no multiple of 32"),
+        ({"image_size": 48}, "--image-size 48 is not a multiple of 32"),
         ({"network": "resnet"}, "--network: there is no resnet; there are small"),
         ({"targets": "heatmap"}, "--targets: there is no heatmap; there are gaussian, onehot"),
         ({"swapped": 1.0}, r"--swapped must be in \[0, 1\)"),
         ({"figures": 0}, "--figures must be at least 1"),
     ],
 )
-def test_what_makes_no_sense_is_an_error(changed, message):
+def test_wrong_options_are_an_error(changed, message):
     with pytest.raises(ConfigError, match=message):
         Pose(Options(**changed))

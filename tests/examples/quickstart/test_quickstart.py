@@ -10,6 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[3] / "examples" / "quickstart"
 PROGRAMS = [path for path in sorted(FOLDER.glob("*.py")) if path.stem != "__init__"]
+FAST = ("linen", "nnx", "plain_jax")
 ECOSYSTEM = {
     *("arsam_jax", "equinox", "flax", "jax", "keras", "numpy", "optax", "orbax", "sklearn"),
     "tensorboardX",
@@ -21,6 +22,13 @@ def program(request):
     return request.param
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(path, marks=() if path.stem in FAST else pytest.mark.long, id=path.stem)
+        for path in PROGRAMS
+    ],
+)
 @pytest.mark.usefixtures("standard_promotion")
 def test_it_trains(program, capsys):
     code = 0
