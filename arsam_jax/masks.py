@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 Mask = Callable[[Any], Any]
+"""A function from parameters to a tree of bools."""
 
 
 def matching(pattern: str) -> Mask:
