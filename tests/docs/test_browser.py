@@ -64,8 +64,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *args):
-        del args
+    def log_message(self, format, *args):
+        del format, args
 
 
 @pytest.fixture(scope="module")

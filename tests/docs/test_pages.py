@@ -81,7 +81,9 @@ def test_sam_and_arsam_in_40_lines_of_jax_agree_with_the_library():
 
     @jax.jit
     def train_step(params, opt_state, batch):
-        grad_fn = lambda params: jax.grad(loss_fn)(params, batch)
+        def grad_fn(params):
+            return jax.grad(loss_fn)(params, batch)
+
         updates, opt_state = tx.update(grad_fn(params), opt_state, params, grad_fn=grad_fn)
         return optax.apply_updates(params, updates), opt_state
 
