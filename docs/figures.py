@@ -1,6 +1,7 @@
-"""The drawings of the site's pages: `python docs/figures.py FOLDER` draws them all.
+"""Draws the figures of the site's pages: `python docs/figures.py FOLDER`.
 
-What they show of methods is a run of the library itself on a small problem.
+Curves of methods are runs of the library on a small problem. Figures are at most 4.8 inches wide,
+so that they are legible on a phone.
 """
 
 import functools
@@ -22,7 +23,7 @@ from arsam_jax import radius, sampling
 PLAIN, SAMPLED, REUSED, GREY = "#E69F00", "#0072B2", "#009E73", "#777777"
 STEPS = 240
 STYLE: Any = {
-    "font.size": 11,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "arsam_jax",
@@ -48,7 +49,7 @@ def loss_fn(params, key):
 
 @functools.cache
 def trained(make):
-    """A run of the link that ``make`` makes: metrics and states of the policy, step by step."""
+    """Metrics and sampling states of every step of a run with the method that ``make`` returns."""
     tx = optax.chain(make(), optax.sgd(optax.cosine_decay_schedule(0.05, STEPS), momentum=0.9))
     keys = jax.random.split(jax.random.key(0), STEPS + 2)
     params = {"in": jax.random.normal(keys[-1], (8, 16)) / 3, "out": jnp.zeros(16)}
@@ -72,7 +73,7 @@ def arsam():
 def radius_figure():
     lines = {
         "a number: 0.1": lambda: arsam_jax.sam(0.1),
-        "a schedule: optax.linear_schedule(0.02, 0.15, 120)": lambda: arsam_jax.sam(
+        "a schedule: linear_schedule(0.02, 0.15, 120)": lambda: arsam_jax.sam(
             optax.linear_schedule(0.02, 0.15, 120)
         ),
         "budgeted_sam(0.1, share=1/4, total_steps=240)": lambda: arsam_jax.budgeted_sam(
@@ -80,7 +81,7 @@ def radius_figure():
         ),
         "a policy: radius.hold_ratio(0.5)": lambda: arsam_jax.sam(radius.hold_ratio(0.5)),
     }
-    figure = Figure(figsize=(7, 3))
+    figure = Figure(figsize=(4.8, 2.4))
     axes = figure.add_subplot()
     for color, (label, make) in zip((GREY, PLAIN, SAMPLED, REUSED), lines.items(), strict=True):
         axes.plot(np.asarray(trained(make)[0].rho), color=color, label=label, linewidth=2)
@@ -118,7 +119,7 @@ def arrow(axes, start, vector, color, label="", offset=(6, 4), style="-"):
 
 
 def probe_figure():
-    figure = Figure(figsize=(7, 3.6))
+    figure = Figure(figsize=(4.8, 3))
     axes = figure.add_subplot()
     landscape(axes)
     arrow(axes, W, -SCALE * G, PLAIN, "−g = −∇L(w)", (-86, 2))
@@ -132,17 +133,21 @@ def probe_figure():
 
 
 def correction_figure():
-    """What a sampled, a reuse and a plain step emit, on the mini-batch of each."""
-    figure = Figure(figsize=(7, 2.9))
+    """The gradients that a sampled, a reuse and a plain step return, each on its own mini-batch."""
+    figure = Figure(figsize=(4.8, 2.6))
     other = np.array([[0.94, 0.16], [-0.2, 0.96]]) @ G
-    titles = ("sampled: emits $g_A$", "reuse: emits g + PSF", "plain: emits g")
+    titles = (
+        "sampled step:\nreturns $g_A$",
+        "reuse step:\nreturns g + PSF",
+        "plain step:\nreturns g",
+    )
     for i, (title, grad) in enumerate(zip(titles, (G, other, other), strict=True)):
         axes = figure.add_subplot(1, 3, i + 1)
-        axes.set_title(title, fontsize=11)
+        axes.set_title(title, fontsize=10)
         origin = np.zeros(2)
         arrow(axes, origin, grad, PLAIN, "g", (8, -8))
         if i < 2:
-            label = "PSF = $g_A$ − g" if i == 0 else "PSF, kept"
+            label = "PSF" if i == 0 else "PSF, kept"
             arrow(axes, grad, PSF, REUSED, label, (8, 0), ("-", "--")[i])
             arrow(
                 axes,
@@ -170,56 +175,65 @@ def sampling_figure():
             0.4, segment_length=8
         ),
     }
-    figure = Figure(figsize=(7, 3.6))
+    figure = Figure(figsize=(4.8, 3.2))
     axes = figure.add_subplot()
     labels = []
     for row, (label, make) in enumerate(policies.items()):
-        metrics, _ = trained(functools.partial(sampled_link, make))
+        metrics, _ = trained(functools.partial(sampled_by, make))
         steps = np.flatnonzero(np.asarray(metrics.sampled))
         axes.vlines(steps, row - 0.32, row + 0.32, color=SAMPLED, linewidth=1.4)
-        axes.annotate(f"{len(steps) / STEPS:.0%}", (STEPS + 4, row), va="center", color=SAMPLED)
+        axes.text(STEPS + 6, row, f"{len(steps) / STEPS:.0%}", va="center", color=SAMPLED)
         labels.append(label)
-    axes.set(xlabel="step", xlim=(-2, STEPS + 1), yticks=range(len(labels)), yticklabels=labels)
+    axes.set(xlabel="step", xlim=(-2, STEPS + 48), xticks=range(0, STEPS + 1, 60))
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.invert_yaxis()
     return figure
 
 
-def sampled_link(make):
+def sampled_by(make):
     return arsam_jax.sharpness_aware(0.1, sampling=make())
 
 
 def steps_figure():
-    """Which kind of step follows which in a run of ARSAM, and what each costs."""
+    """The kinds of the first 60 steps of a run of ARSAM, and their cost."""
     metrics, _ = trained(arsam)
     sampled = np.asarray(metrics.sampled)[:60]
     last = np.maximum.accumulate(np.where(sampled, np.arange(60), -99))
     age = np.arange(60) - last
-    figure = Figure(figsize=(7, 1.7))
+    figure = Figure(figsize=(4.8, 1.7))
     axes = figure.add_subplot()
     kinds = (
-        ("sampled: emits $g_A$, two gradients", age == 0, SAMPLED),
-        ("reuse: g + PSF, one gradient", (age > 0) & (age <= 2), REUSED),
-        ("plain: g, one gradient", age > 2, PLAIN),
+        ("sampled, returns $g_A$", age == 0, SAMPLED),
+        ("reuse, g + PSF", (age > 0) & (age <= 2), REUSED),
+        ("plain, g", age > 2, PLAIN),
     )
     for label, mask, color in kinds:
         steps = np.flatnonzero(mask)
         axes.bar(steps, np.where(sampled[steps], 2, 1), 0.8, color=color, label=label)
     axes.set(xlabel="step", ylabel="gradients", yticks=[0, 1, 2], xlim=(-1, 60))
-    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes.legend(
+        frameon=False,
+        fontsize=9,
+        ncols=3,
+        columnspacing=1,
+        handlelength=1,
+        loc="lower center",
+        bbox_to_anchor=(0.45, 1),
+    )
     return figure
 
 
 def controller_figure():
     metrics, state = trained(arsam)
     sampled = np.flatnonzero(np.asarray(metrics.sampled))
-    figure = Figure(figsize=(7, 4.2))
+    figure = Figure(figsize=(4.8, 3.8))
     rows = figure.subplots(3, 1, sharex=True, height_ratios=[2, 2, 1])
     rows[0].plot(sampled, np.asarray(state.ratio)[sampled], "o-", color=REUSED, markersize=3)
-    rows[0].set(ylabel="c = ‖PSF‖ / ‖g‖", ylim=(0, None))
+    rows[0].set(ylabel="c", ylim=(0, None))
     rows[1].step(np.arange(STEPS), np.asarray(state.probability), color=PLAIN, where="post")
-    rows[1].set(ylabel="p = s / M", ylim=(0, 1.05))
+    rows[1].set(ylabel="p", ylim=(0, 1.05))
     rows[2].vlines(sampled, 0, 1, color=SAMPLED, linewidth=1.4)
     rows[2].set(ylabel="sampled", yticks=[], xlabel="step")
     figure.align_ylabels(rows)
@@ -227,52 +241,51 @@ def controller_figure():
 
 
 LADDER = (
-    ("Can every step pay\ntwo gradients?", "sam(rho), m_sam(rho, 2)", "2 gradients a step"),
-    ("Can no step pay\nmore than one?", "momentum_sam(5 * rho)", "1, and it can collapse"),
+    ("Can you pay two\ngradients per step?", "sam(rho)", "2 gradients per step"),
     (
-        "No room for one more\ncopy of the parameters?",
-        "sam_every_k(rho * k ** (2 / 3), k)",
-        "1 + 1/k",
+        "Can you pay only\none?",
+        "momentum_sam(5 * rho)",
+        "1 gradient per step; tune ρ separately",
     ),
     (
-        "Shall the run decide\nwhen to look?",
-        "arsam(rho, alpha=0.4, segment_length=8)",
-        "1 + %SAM, an outcome",
+        "No memory for one\nmore buffer?",
+        "sam_every_k(4 * rho, 4)",
+        "1.25 gradients per step",
     ),
     (
-        "Has your step gradients\nof micro-batches?",
-        "budgeted_sam(rho, num_microbatches=2)",
-        "1 + 1/8, or the share you set",
+        "Do you want the paper's\nadaptive sampling?",
+        "arsam(rho)",
+        "1.2 to 1.8 gradients per step",
     ),
 )
-OTHERWISE = ("budgeted_sam(rho)", "1 + 1/8, or the share you set")
+OTHERWISE = ("budgeted_sam(rho, share=1/4)", "1.25 gradients per step, recommended")
 
 
 def decision_figure():
-    figure = Figure(figsize=(7.4, 6.4))
-    axes = figure.add_subplot()
-    for row, (question, call, price) in enumerate(LADDER):
-        y = -1.15 * row
-        box(axes, (0, y), 3.1, question, "#f2f2f2", GREY)
-        answer(axes, y, call, price)
+    figure = Figure(figsize=(4.8, 3.4))
+    axes = figure.add_axes((0, 0, 1, 1))
+    for row, (question, call, cost) in enumerate(LADDER):
+        y = -1.25 * row
+        box(axes, (0, y), 3.7, question, "#f2f2f2", GREY)
+        answer(axes, y, call, cost, x=4.6)
         line = {"arrowstyle": "-|>", "color": GREY, "linewidth": 1.5}
-        axes.annotate("", (4, y + 0.36), (3.15, y + 0.36), arrowprops=line)
-        axes.annotate("yes", (3.58, y + 0.42), color=GREY, ha="center")
-        axes.annotate("", (1.5, y - 0.4), (1.5, y - 0.02), arrowprops=line)
-        axes.annotate("no", (1.6, y - 0.28), color=GREY)
-    y = -1.15 * len(LADDER)
+        axes.annotate("", (4.55, y + 0.36), (3.75, y + 0.36), arrowprops=line)
+        axes.annotate("yes", (4.12, y + 0.42), color=GREY, ha="center")
+        axes.annotate("", (1.85, y - 0.5), (1.85, y - 0.02), arrowprops=line)
+        axes.annotate("no", (1.95, y - 0.35), color=GREY)
+    y = -1.25 * len(LADDER)
     answer(axes, y, *OTHERWISE, x=0)
-    axes.set(xlim=(-0.1, 9.6), ylim=(y - 0.1, 0.85))
+    axes.set(xlim=(-0.1, 10), ylim=(y - 0.1, 0.85))
     axes.axis("off")
     return figure
 
 
-def answer(axes, y, call, price, x=4.05):
-    box(axes, (x, y), 5.5, f"{call}\n", "#e3f0f8", SAMPLED, family="monospace", size=9)
-    axes.annotate(price, (x + 2.75, y + 0.17), ha="center", va="center", color=GREY, fontsize=9)
+def answer(axes, y, call, cost, x):
+    box(axes, (x, y), 5.3, f"{call}\n", "#e3f0f8", SAMPLED, family="monospace", size=8.5)
+    axes.annotate(cost, (x + 2.65, y + 0.19), ha="center", va="center", color="#555555", fontsize=8)
 
 
-def box(axes, corner, width, text, face, edge, family="sans-serif", size=10.0):
+def box(axes, corner, width, text, face, edge, family="sans-serif", size=9.0):
     shape = FancyBboxPatch(
         corner,
         width,

@@ -1,163 +1,147 @@
-"""The examples in the README and the docs run, and the README stands on a package index."""
+"""The examples of the README and the site run as they stand."""
 
 import doctest
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import arsam_jax
-import arsam_jax.flax
 
-ROOT = Path(__file__).parent.parent.parent
-README, USE = ROOT / "README.md", ROOT / "docs" / "use.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/api").glob("*.md"))]
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = [README, *(p for d in ("", "guides", "api") for p in sorted((DOCS / d).glob("*.md")))]
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_examples_run(page):
-    result = doctest.testfile(str(page), module_relative=False)
-    assert result.failed == 0
-    assert result.attempted or page != README
+def blocks(page):
+    """The blocks of Python of a page that show no output, which a reader can paste."""
+    found = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [block for block in found if not block.startswith(">>> ")]
 
 
-PARAMS = {"w": jnp.ones((3, 2))}
-BATCH = {"x": jnp.eye(3), "y": jnp.zeros((3, 2))}
-
-
-def example_losses(params, batch):
-    return jnp.mean((jnp.tanh(batch["x"] @ params["w"]) - batch["y"]) ** 2, axis=1)
-
-
-def grad_fn(params):
-    return jax.grad(lambda params: example_losses(params, BATCH).mean())(params)
-
-
-# What the text before a block takes for granted, and, after the yield, what the block has to do.
-def a_chain():
-    namespace = {"schedule": optax.constant_schedule(0.1), "params": PARAMS, "grad_fn": grad_fn}
-    yield namespace | {"grads": grad_fn(PARAMS)}
-
-
-def every_extra_argument():
-    tx = arsam_jax.ausam(rho=0.1, num_examples=3, steps_per_epoch=1)  # takes the most of them
-    namespace = {"tx": tx, "opt_state": tx.init(PARAMS), "params": PARAMS}
-    namespace |= {"grads": grad_fn(PARAMS), "grad_fn": grad_fn, "previous_grad_fn": grad_fn}
-    namespace |= {"example_loss_fn": example_losses, "batch": BATCH, "index": jnp.arange(3)}
-    yield namespace
-    assert arsam_jax.get_metrics(namespace["opt_state"]).num_sampled == 1
-
-
-def losses_of_examples():
-    namespace = {"apply": lambda params, x: x @ params["w"]}
-    yield namespace
-    batch = {"x": jnp.eye(3), "y": jnp.array([0, 1, 0])}
-    losses = namespace["losses_of"](PARAMS, batch)
-    assert losses.shape == (3,)
-    assert namespace["loss_fn"](PARAMS, batch) == losses.mean()
-
-
-def a_linen_step():
-    class Network(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.BatchNorm(use_running_average=False)(nn.Dense(2)(x))
-            return nn.Dropout(0.5, deterministic=False)(x)
-
-    def loss_fn(params, batch_stats, batch, dropout_key):
-        variables = {"params": params, "batch_stats": batch_stats}
-        rngs = {"dropout": dropout_key}
-        y, changed = Network().apply(variables, batch["x"], rngs=rngs, mutable=["batch_stats"])
-        return jnp.mean((y - batch["y"] - 1) ** 2), changed["batch_stats"]
-
-    class State(arsam_jax.flax.TrainState):
-        batch_stats: dict
-
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    variables = Network().init(keys, BATCH["x"])
-    tx = optax.chain(arsam_jax.sam(rho=0.1), optax.sgd(0.1))
-    state = State.create(apply_fn=Network().apply, tx=tx, **variables)
-    namespace = {"state": state, "loss_fn": loss_fn, "batch": BATCH}
-    namespace["dropout_key"] = jax.random.key(2)
-    yield namespace
-    assert namespace["state"].step == 1
-    assert arsam_jax.get_metrics(namespace["state"].opt_state).num_sampled == 1
-    moved = loss_fn(state.params, state.batch_stats, BATCH, jax.random.key(2))[1]
-    stats = namespace["state"].batch_stats
-    assert jax.tree.all(jax.tree.map(jnp.allclose, stats, moved))
-
-
-def an_nnx_step():
-    def loss_fn(model, batch):
-        return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
-
-    namespace = {"nnx": nnx, "loss_fn": loss_fn}
-    yield namespace
-    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    tx = optax.chain(arsam_jax.sam(rho=0.1), optax.sgd(0.1))
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    before = loss_fn(model, BATCH)
-    assert namespace["train_step"](model, optimizer, BATCH) == pytest.approx(float(before))
-    assert loss_fn(model, BATCH) < before
-
-
-def an_nnx_step_of_microbatches():
-    def example_loss_fn(model, batch):
-        return jnp.mean((model(batch["x"]) - batch["y"]) ** 2, axis=1)
-
-    namespace = {"nnx": nnx, "example_loss_fn": example_loss_fn}
-    yield namespace
-    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    tx = optax.chain(arsam_jax.m_sam(0.1, num_microbatches=2), optax.sgd(0.1))
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    batch = {"x": jnp.eye(4, 3), "y": jnp.ones((4, 2))}
-    before = example_loss_fn(model, batch).mean()
-    assert namespace["train_step"](model, optimizer, batch) == pytest.approx(float(before))
-    assert example_loss_fn(model, batch).mean() < before
-
-
-def ones_own_combination():
-    namespace = {}
-    yield namespace
-    state = namespace["tx"].init(PARAMS)
-    grads, _ = namespace["tx"].update(grad_fn(PARAMS), state, PARAMS, grad_fn=grad_fn)
-    assert jax.tree.structure(grads) == jax.tree.structure(PARAMS)
-
-
-SETTINGS = {
-    "optax.clip_by_global_norm": a_chain,
-    "previous_grad_fn=": every_extra_argument,
-    "def losses_of": losses_of_examples,
-    "class TrainState": a_linen_step,
-    "nnx_value_and_grad": an_nnx_step,
-    "nnx_microbatches": an_nnx_step_of_microbatches,
-    "arsam_jax.sharpness_aware(": ones_own_combination,
-}
-BLOCKS = [
-    block
-    for block in re.findall(r"^```python\n(.*?)^```", USE.read_text(), re.DOTALL | re.MULTILINE)
-    if not block.startswith(">>> ")
+SLOW = {"keras", "measure", "parallel", "sparse", "training"}
+SHOWN = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.long] if page.stem in SLOW else [])
+    for page in PAGES
+    if ">>> " in page.read_text()
 ]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_block_of_the_guide_runs(block):
-    (setting,) = (setting() for text, setting in SETTINGS.items() if text in block)
-    namespace = next(setting)
-    namespace |= {"jax": jax, "jnp": jnp, "optax": optax, "arsam_jax": arsam_jax}
-    exec(compile(block, "use.md", "exec"), namespace)
-    assert next(setting, None) is None
+@pytest.mark.parametrize("page", SHOWN)
+def test_examples_print_what_the_page_shows(page):
+    assert doctest.testfile(str(page), module_relative=False).failed == 0
 
 
-def test_the_description_for_an_index_has_no_links_into_the_repository():
+BLOCKS = [
+    pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES[1:]
+    for number, block in enumerate(blocks(page), 1)
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_runs_alone(block):
+    exec(compile(block, "block", "exec"), {"__name__": "__main__"})
+
+
+def test_the_readme_example_samples_some_steps():
+    (block,) = blocks(README)
+    namespace = {}
+    exec(compile(block, "README.md", "exec"), namespace)
+    assert 0 < arsam_jax.metrics_dict(namespace["opt_state"])["sampled_share"] < 1
+
+
+def test_sam_and_arsam_in_40_lines_of_jax_agree_with_the_library():
+    path = DOCS / "sam_and_arsam.py"
+    assert len(path.read_text().splitlines()) <= 40
+    spec = importlib.util.spec_from_file_location("sam_and_arsam", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def loss_fn(w, batch):
+        x, y = batch
+        return jnp.mean((jnp.tanh(x @ w["a"]) @ w["b"] - y) ** 2)
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    w = {"a": jax.random.normal(keys[0], (4, 8)), "b": jax.random.normal(keys[1], (8,))}
+    num_steps, lr, rho, alpha = 60, 0.1, 0.2, 2.0
+    x = jax.random.normal(keys[2], (num_steps, 16, 4))
+    y = jax.random.normal(keys[3], (num_steps, 16))
+    batches = [(x[i], y[i]) for i in range(num_steps)]
+    tx = optax.chain(arsam_jax.arsam(rho, alpha, segment_length=8), optax.sgd(lr))
+
+    @jax.jit
+    def train_step(params, opt_state, batch):
+        def grad_fn(params):
+            return jax.grad(loss_fn)(params, batch)
+
+        updates, opt_state = tx.update(grad_fn(params), opt_state, params, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), opt_state
+
+    params, opt_state, expected = w, tx.init(w), []
+    for batch in batches:
+        probability = arsam_jax.get_state(opt_state).sampling.probability
+        params, opt_state = train_step(params, opt_state, batch)
+        sampled = bool(arsam_jax.get_metrics(opt_state).sampled)
+        expected.append((params, sampled, float(probability)))
+
+    def is_drawn(step, p):
+        assert p == pytest.approx(expected[step][2], rel=1e-4)
+        return expected[step][1]
+
+    grad_fn = jax.jit(jax.grad(loss_fn))
+    run = module.arsam_gradients(grad_fn, batches, w, lr, rho, alpha, is_drawn)
+    for (w, _), (params, _, _) in zip(run, expected, strict=True):
+        for key in w:
+            np.testing.assert_allclose(w[key], params[key], atol=1e-5)
+    assert 5 < sum(sampled for _, sampled, _ in expected) < num_steps
+    assert len({probability for *_, probability in expected}) > 3
+
+
+OPTIMIZERS = (DOCS / "guides/optimizers.md").read_text()
+ROWS = re.findall(r"^\| `(optax\.\S.*)` \| ([\d.]+) \|", OPTIMIZERS, re.MULTILINE)
+X = jax.random.normal(jax.random.key(0), (32, 256))
+PARAMS = {"w": 0.1 * jax.random.normal(jax.random.key(1), (256, 256)), "b": jnp.zeros(256)}
+
+
+def test_every_row_of_the_table_of_base_optimizers_is_read():
+    assert len(ROWS) == OPTIMIZERS.count("| `optax.")
+
+
+@pytest.mark.parametrize(("code", "buffers"), ROWS, ids=[code for code, _ in ROWS])
+def test_a_base_optimizer_trains_behind_arsam_and_keeps_what_its_row_says(code, buffers):
+    def loss_fn(params):
+        return jnp.mean((jnp.tanh(X @ params["w"] + params["b"]) - 0.5) ** 2)
+
+    base = eval(code)
+    method = arsam_jax.arsam(rho=0.1, segment_length=5, initial_samples=2)
+    tx, grad_fn = optax.chain(method, base), jax.grad(loss_fn)
+
+    def step(carry, _):
+        params, opt_state = carry
+        updates, opt_state = tx.update(grad_fn(params), opt_state, params, grad_fn=grad_fn)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=20)[0])
+    params, opt_state = run((PARAMS, tx.init(PARAMS)))
+    assert loss_fn(params) < loss_fn(PARAMS)
+    assert 0 < arsam_jax.get_metrics(opt_state).num_sampled < 20
+
+    matrix = {"w": PARAMS["w"]}
+    kept = sum(x.size for x in jax.tree.leaves(base.init(matrix)) if x.ndim) / matrix["w"].size
+    assert float(f"{kept:.1g}") == float(buffers)
+
+
+def test_the_description_for_a_package_index_has_no_links_into_the_repository():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
     (fragment,) = hook["fragments"]
@@ -166,4 +150,10 @@ def test_the_description_for_an_index_has_no_links_into_the_repository():
         text = re.sub(rule["pattern"], rule["replacement"], text)
     assert re.findall(r"\]\((?!https?:)", text) == []
     assert "]()" not in text
-    assert "the methods and every decision" in text  # the words of a link stay
+    assert "Does SAM help on my task?" in text  # the words of a link stay
+
+
+def test_the_readme_is_short():
+    text = re.sub(r"^```.*?^```$|^\|.*$", "", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    words = re.sub(r"\]\([^)]*\)", "]", text).split()
+    assert len(words) <= 450
