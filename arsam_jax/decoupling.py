@@ -14,16 +14,16 @@ class DecoupleState(NamedTuple):
     """State of ``decouple``.
 
     Attributes:
-      link: state of the sharpness-aware transformation.
+      transformation: state of the sharpness-aware transformation.
       base: state of the base optimizer.
     """
 
-    link: Any
+    transformation: Any
     base: Any
 
 
 def decouple(
-    link: optax.GradientTransformation,
+    transformation: optax.GradientTransformation,
     base: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
@@ -47,7 +47,7 @@ def decouple(
     the base optimizer sees it.
 
     Args:
-      link: a sharpness-aware transformation, such as ``wsam``.
+      transformation: a sharpness-aware transformation, such as ``wsam``.
       base: the base optimizer, with everything that follows the transformation in a chain.
       learning_rate: η >= 0, or a schedule over the steps of the transformation: that of ``base``.
 
@@ -55,36 +55,40 @@ def decouple(
       Yue et al., Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
       Term (arXiv 2305.15817), algorithm 1.
     """
-    for name, part in (("link", link), ("base", base)):
+    for name, part in (("transformation", transformation), ("base", base)):
         if not isinstance(part, optax.GradientTransformation):
             raise TypeError(f"{name} must be an optax.GradientTransformation, got {part!r}.")
     _check.check_scalar_or_schedule("learning_rate", learning_rate, low=0)
-    link, base = optax.with_extra_args_support(link), optax.with_extra_args_support(base)
+    transformation = optax.with_extra_args_support(transformation)
+    base = optax.with_extra_args_support(base)
 
     def init_fn(params):
-        state = DecoupleState(link.init(params), base.init(params))
+        state = DecoupleState(transformation.init(params), base.init(params))
         try:
-            get_state(state.link)
+            get_state(state.transformation)
         except ValueError as error:
             raise ValueError(
-                f"link must hold one sharpness-aware link, such as wsam(0.05), got {link!r}."
+                "transformation must hold one sharpness-aware transformation, such as"
+                f" wsam(0.05), got {transformation!r}."
             ) from error
         return state
 
     def update_fn(updates, state, params=None, **extra_args):
-        step = get_state(state.link).step
+        step = get_state(state.transformation).step
         rate: Any = learning_rate(step) if callable(learning_rate) else learning_rate
         grads = _tree.widen(updates)
-        returned, link_state = link.update(grads, state.link, params, **extra_args)
+        returned, inner_state = transformation.update(
+            grads, state.transformation, params, **extra_args
+        )
         pairs = zip(jax.tree.leaves(returned), jax.tree.leaves(grads), strict=True)
         if all(x is y for x, y in pairs):  # ρ is 0: the base optimizer, bit for bit
             updates, base_state = base.update(updates, state.base, params, **extra_args)
-            return updates, DecoupleState(link_state, base_state)
+            return updates, DecoupleState(inner_state, base_state)
         sharpness = _tree.subtract(returned, grads)
         is_finite = jnp.isfinite(_tree.norm(sharpness))
         to_base = _tree.cast_like(_tree.where(is_finite, grads, returned), updates)
         updates, base_state = base.update(to_base, state.base, params, **extra_args)
         moved = _tree.add(updates, _tree.scale(-rate, sharpness))
-        return _tree.where(is_finite, moved, updates), DecoupleState(link_state, base_state)
+        return _tree.where(is_finite, moved, updates), DecoupleState(inner_state, base_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

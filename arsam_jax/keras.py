@@ -307,8 +307,8 @@ class SharpnessAware(_Model):
         leaves = [optimizer_variables[i] for i in _places(self.optimizer)]
         if [x.shape for x in leaves] != [x.shape for x in expected]:
             raise ValueError(
-                "The state of the link is of other parameters than trainable_variables has now"
-                f" ({len(shapes)}). Once trainable has changed, compile with a new optimizer."
+                "The state of link does not fit the present trainable_variables (there are"
+                f" {len(shapes)}). After a change of trainable, compile with a new optimizer."
             )
         return jax.tree.unflatten(structure, leaves)
 
@@ -322,7 +322,7 @@ def _check_use(model_class, optimizer, link):
         )
     if keras.backend.backend() != "jax":
         raise ValueError(
-            "A link needs Keras on JAX: set the environment variable KERAS_BACKEND=jax before"
+            "link needs Keras on JAX: set the environment variable KERAS_BACKEND=jax before"
             f" keras is imported. The backend is {keras.backend.backend()}."
         )
     for name in ("train_step", "compute_loss_and_updates", "stateless_compute_loss"):
@@ -330,20 +330,20 @@ def _check_use(model_class, optimizer, link):
         owner = next(c for c in classes if name in vars(c))
         if owner.__module__.partition(".")[0] != "keras":
             raise ValueError(
-                f"A link replaces Keras' own {name}, but {owner.__name__} defines another one. Move"
-                " what it does into call or compute_loss, and compile with the link. Or train with"
+                f"link replaces Keras' own {name}, but {owner.__name__} defines another one. Move"
+                " that code into call or compute_loss, and compile with link. Or train with"
                 f" a loop of your own, which calls link and optimizer directly:\n{_OWN_LOOP}"
             )
     if getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps:
         raise ValueError(
-            "A link does not work with gradient_accumulation_steps: the optimizer would accumulate"
+            "link does not work with gradient_accumulation_steps: the optimizer would accumulate"
             " gradients that were perturbed for one part of the batch each. Give fit the whole"
             " batch. If it does not fit into memory, train with a loop of your own, which"
             f" accumulates both gradients:\n{_OWN_LOOP}"
         )
     if _places(optimizer):
         raise ValueError(
-            "The optimizer holds the state of a link already: compile with a new optimizer."
+            "The optimizer already holds the state of another link. Compile with a new optimizer."
         )
 
 
@@ -356,16 +356,16 @@ def _check_link(link, variables):
         get_state(state)
     except ValueError as error:
         raise ValueError(
-            "link must have exactly one sharpness-aware part, such as arsam_jax.sam(rho=0.05), got"
-            f" one of the state {jax.tree.structure(state)}."
+            "link must have exactly one sharpness-aware transformation, such as"
+            f" arsam_jax.sam(rho=0.05), got one of the state {jax.tree.structure(state)}."
         ) from error
     updates, _ = _tried(link, ones, state, params)
     product = float(sum(x.astype("float32").sum() for x in jax.tree.leaves(updates)))
     if product <= 0:
         raise ValueError(
-            "link must come without the base optimizer, got one that turns the gradient round or"
-            f" drops it (their product is {product:.3g}). Give that optimizer as compile's first"
-            " argument."
+            "link must not contain the base optimizer: it must return a gradient, and its inner"
+            f" product with the gradient that it was given is {product:.3g}. Pass the optimizer as"
+            " compile's first argument."
         )
 
 

@@ -383,7 +383,7 @@ def loss_landscape(
             raise TypeError(f"{name} must be a tuple or a list, one for each axis, got {value!r}.")
     if not len(directions) == len(coordinates) > 0:
         raise ValueError(
-            "directions and coordinates must be as many, at least one, got"
+            "directions and coordinates must have the same length, at least 1, got the lengths"
             f" {len(directions)} and {len(coordinates)}."
         )
     for i, direction in enumerate(directions):

@@ -266,7 +266,8 @@ def budgeted_sam(
 
     if follows and total_steps is not None:
         raise ValueError(
-            f"total_steps raises a radius that is given, this one follows the samples: {rho!r}."
+            "total_steps raises a given radius during the run, so rho must be a number or a"
+            f" schedule, got the policy {rho!r}. Leave out total_steps."
         )
 
     def rising(step):

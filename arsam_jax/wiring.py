@@ -26,7 +26,7 @@ check_wiring outside, on what it returns for one device. With pmap, and params o
                     axis_name="i", in_axes=(None, 0))
     grad_fn = lambda params: jax.tree.map(lambda x: x[0], grad(params, batch))
     check_wiring(tx, grad_fn(params), params, grad_fn=grad_fn)"""
-_BEHIND = "an optimizer, a clip or a mask is in front of the link. Put it after"
+_BEHIND = "an optimizer, a clip or a mask is in front of it. Put that after it"
 _LARGE = 1e6
 _FREEZING = (
     "Frozen leaves come alive on sampled steps: differentiate the others alone and let grad_fn"
@@ -96,15 +96,16 @@ def check_wiring(tx: Any, grads: Any, params: Any, **extra_args: Any) -> None:
 
 
 def _check_chain(state) -> Iterator[str]:
-    def links(tree):
+    def count(tree):
         return len(_find(tree, SharpnessAwareState))
 
-    if links(state) != 1:
-        yield f"tx must have exactly one sharpness-aware link, found {links(state)}."
-    if any(links(x.inner_opt_state) for x in _find(state, optax.MultiStepsState)):
+    if count(state) != 1:
+        yield f"tx must have exactly one sharpness-aware transformation, found {count(state)}."
+    if any(count(x.inner_opt_state) for x in _find(state, optax.MultiStepsState)):
         yield (
-            "optax.MultiSteps is around the link, which gets the mean gradient of all micro-batches"
-            " and the grad_fn of the last one. Accumulate inside grad_fn, as for grads."
+            "optax.MultiSteps is around the transformation, which then gets the mean gradient of"
+            " all micro-batches and the grad_fn of the last one. Accumulate inside grad_fn, as for"
+            " grads."
         )
 
 
@@ -152,13 +153,13 @@ def _check_arrival(tx, grads, state, params, extra_args, tolerance) -> Iterator[
             pass
         problems = [
             problem
-            for link_grads in arrived
-            for problem in _differences(link_grads, given, params, tolerance / 10, _BEHIND)
+            for received in arrived
+            for problem in _differences(received, given, params, tolerance / 10, _BEHIND)
         ]
         for problem in problems:
             yield (
-                "The link must be the first of the chain, but something in tx changes grads before"
-                f" they reach it{text}: there they {problem}"
+                "The sharpness-aware transformation must be the first of the chain, but something"
+                f" in tx changes grads before they reach it{text}: there they {problem}"
             )
         if problems:
             return
@@ -272,7 +273,7 @@ def _explain(g, e, w, tolerance, else_why) -> str:
         text = f"are {factor:.4g} times as large: "
         whole = max(factor, 1 / factor) if factor > 0 else 0
         if factor < 0:
-            return text + "updates of an optimizer go down, not up. Put the link before it."
+            return text + "an optimizer returned them. Put it after the transformation."
         if 1.5 < whole < 50 and abs(whole - round(whole)) < 0.01 * whole:
             here = f" (there are {jax.device_count()} devices)" * (jax.device_count() > 1)
             return text + (
@@ -289,7 +290,7 @@ def _explain(g, e, w, tolerance, else_why) -> str:
     if difference <= 0.1 * _norm(change):
         return (
             f"have {decay:.3g} · params added: weight decay on one side. Put it into the loss, or"
-            " after the link."
+            " after the transformation."
         )
     cosine = float(_tree.safe_divide(_tree.dot(g, e), _tree.norm(g) * _tree.norm(e)))
     return (

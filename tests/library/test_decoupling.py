@@ -116,7 +116,7 @@ def test_a_bad_perturbed_gradient_reaches_the_base_optimizer_and_no_buffer_of_th
     updates, after = tx.update(params, state, params, grad_fn=lambda w: w * jnp.nan)
     chex.assert_trees_all_equal(updates, jnp.zeros(3))
     assert after.base.notfinite_count == 1
-    chex.assert_trees_all_equal(after.link.correction, state.link.correction)
+    chex.assert_trees_all_equal(after.transformation.correction, state.transformation.correction)
     chex.assert_trees_all_equal(after.base.inner_state, state.base.inner_state)
 
     plain = arsam_jax.decouple(arsam_jax.sam(0.1), BASE, 0.05)
@@ -135,14 +135,18 @@ def test_an_injected_learning_rate():
 
 def test_bad_arguments_are_refused_by_name():
     sam = arsam_jax.sam(0.1)
-    with pytest.raises(TypeError, match=r"^link must be an optax\.GradientTransformation, got 3"):
+    with pytest.raises(
+        TypeError, match=r"^transformation must be an optax\.GradientTransformation, got 3"
+    ):
         arsam_jax.decouple(3, BASE, 0.1)
     with pytest.raises(TypeError, match=r"^base must be an optax\.GradientTransformation, got "):
         arsam_jax.decouple(sam, optax.sgd, 0.1)
     for value in (-0.1, np.nan, None):
         with pytest.raises((TypeError, ValueError), match=r"^learning_rate must be .*, got "):
             arsam_jax.decouple(sam, BASE, value)
-    with pytest.raises(ValueError, match=r"^link must hold one sharpness-aware link"):
+    with pytest.raises(
+        ValueError, match=r"^transformation must hold one sharpness-aware transformation"
+    ):
         arsam_jax.decouple(optax.identity(), BASE, 0.1).init(make_params())
     tx = arsam_jax.decouple(sam, BASE, 0.1)
     params = make_params()

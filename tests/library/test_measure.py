@@ -527,8 +527,12 @@ def test_bad_arguments_of_the_density(grid, width, error, match):
     [
         ({"directions": jnp.ones((1, 3))}, TypeError, "directions must be a tuple or a list"),
         ({"coordinates": jnp.ones(3)}, TypeError, "coordinates must be a tuple or a list"),
-        ({"coordinates": [jnp.ones(3)] * 2}, ValueError, "as many, at least one, got 1 and 2"),
-        ({"directions": [], "coordinates": []}, ValueError, "at least one"),
+        (
+            {"coordinates": [jnp.ones(3)] * 2},
+            ValueError,
+            "same length, at least 1, got the lengths 1 and 2",
+        ),
+        ({"directions": [], "coordinates": []}, ValueError, "at least 1"),
         ({"directions": [jnp.ones(4)]}, ValueError, r"directions\[0\] must be shaped like params"),
         ({"directions": [jnp.arange(3)]}, TypeError, "directions"),
         ({"coordinates": [0.5]}, ValueError, "coordinates must have one axis"),

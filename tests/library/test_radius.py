@@ -168,7 +168,7 @@ def test_sam_holds_the_ratio_it_is_told():
         (lambda: radius.hold_ratio(0.5, rate=0), "rate must be a finite number > 0 and <= 1"),
         (
             lambda: arsam_jax.budgeted_sam(radius.hold_ratio(0.5), total_steps=10),
-            "total_steps raises a radius that is given",
+            "total_steps raises a given radius",
         ),
     ],
 )

@@ -140,7 +140,7 @@ MISTAKES = {
     ),
     "an optimizer before the link": (
         lambda: check(optax.chain(optax.adam(0.1), make_chain())),
-        r"must be the first of the chain.* an optimizer, a clip or a mask is in front of the link",
+        r"must be the first of the chain.* an optimizer, a clip or a mask is in front of it",
     ),
     "mask before the link, behind a cond": (
         lambda: check(optax.apply_if_finite(optax.chain(freeze(), make_chain()), 3)),
@@ -148,7 +148,7 @@ MISTAKES = {
     ),
     "behind the optimizer": (
         lambda: check(optax.chain(optax.sgd(0.05), arsam_jax.sam(0.1))),
-        r"there they are -0.05 times as large: updates of an optimizer go down",
+        r"there they are -0.05 times as large: an optimizer returned them",
     ),
     "clipped before": (
         lambda: check(optax.chain(optax.clip_by_global_norm(1e-3), make_chain())),
@@ -180,7 +180,10 @@ MISTAKES = {
         "needs example_loss_fn(?s:.*)8 times as large",
     ),
     "missing grad_fn": (lambda: check(grad_fn=None), "needs grad_fn"),
-    "no link": (lambda: check(optax.sgd(0.1)), "exactly one sharpness-aware link, found 0"),
+    "no link": (
+        lambda: check(optax.sgd(0.1)),
+        "exactly one sharpness-aware transformation, found 0",
+    ),
     "not finite": (lambda: check(grads=scaled(np.inf)(params_of_three())), "grads are not finite"),
     "other loss in value_fn": (
         lambda: check(value_fn=lambda w: loss_fn(w, make_batch(1))),
