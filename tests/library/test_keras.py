@@ -404,7 +404,7 @@ def test_what_it_cannot_do_is_refused():
             read()
     fit(model)
     model.layers[0].trainable = False
-    with pytest.raises(ValueError, match="Once trainable has changed"):
+    with pytest.raises(ValueError, match="After a change of trainable"):
         fit(model)
 
 
