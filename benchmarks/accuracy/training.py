@@ -190,6 +190,7 @@ def _program(task: Task, method: str, value: float) -> _Program:
 def _schedule(task: Task, learning_rate, steps: int):
     if task.schedule == "cosine":
         return optax.cosine_decay_schedule(learning_rate, steps)
+    # "stable": warms up over the first tenth and falls linearly to 0 over the last fifth
     warm_up, fall = max(1, steps // 10), max(1, steps // 5)
     parts = [
         optax.linear_schedule(0.0, learning_rate, warm_up),
