@@ -69,7 +69,7 @@ class Options(comparison.Options):
     lora_rank: int = 8
 
 
-class Language:
+class Language(comparison.Task):
     """The task, see ``comparison.Task``. All losses are in bits a byte."""
 
     measures = {  # noqa: RUF012

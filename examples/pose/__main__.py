@@ -59,7 +59,7 @@ class Options(comparison.Options):
     """File with HRNet's weights to start from, .npz or .safetensors; the head starts anew."""
 
 
-class Pose:
+class Pose(comparison.Task):
     """The task, see ``comparison.Task``."""
 
     measures = {  # noqa: RUF012

@@ -90,7 +90,7 @@ class Options(comparison.Options):
         }
 
 
-class FloatNetwork:
+class FloatNetwork(comparison.Task):
     """The task of the float network, see ``comparison.Task``: the weights that LSQ starts from."""
 
     measures = {"accuracy": ("accuracy", "{:.2f}")}  # noqa: RUF012

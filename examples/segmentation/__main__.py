@@ -72,7 +72,7 @@ class Options(comparison.Options):
     """Averages each test image's softmax with that of its mirror image."""
 
 
-class Segmentation:
+class Segmentation(comparison.Task):
     """The task, see ``comparison.Task``."""
 
     measures = {  # noqa: RUF012
