@@ -22,7 +22,7 @@ import jax
 from rich import progress
 from rich.console import Console
 
-from examples.common import processes
+from examples.common import devices, processes
 from examples.common.comparison import report
 from examples.common.comparison.options import BASE, Options, check_folder, parse
 from examples.common.comparison.trainer import RESULT_FILE, Task, Trainer
@@ -56,6 +56,7 @@ def main(
             return 0
         if options.processes:
             processes.join(options.processes)
+        devices.make_mesh(options.devices)  # before the task starts a backend with one device
         with contextlib.ExitStack() as stack:
             if options.smoke:
                 if jax.process_count() > 1:
