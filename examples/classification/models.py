@@ -1,4 +1,4 @@
-"""The networks of ``--model``: those of ``examples/common/networks.py``, and a small one."""
+"""The networks of ``--model``: those of ``examples/common/networks.py``, and a small CNN."""
 
 import functools
 import math
@@ -24,21 +24,23 @@ def make_model(
     dropout: float = 0,
     dtype: Any = jnp.float32,
 ) -> nn.Module:
-    """The model of that name for square-ish images of ``image_size`` pixels.
+    """The model of that name for square images of ``image_size`` pixels per side.
 
     Args:
-      width: channels of the first stage, PyramidNet's α; 0 for what is published.
-      depth: layers, or blocks of the transformer; 0 for what is published.
+      width: channels of the first stage, α of PyramidNet; 0 for the published width.
+      depth: layers, or blocks of the transformer; 0 for the published depth.
 
     Raises:
-      ValueError: where there is no such model of this size.
+      ValueError: if there is no such model of this size.
     """
     if depth and name not in _WITH_DEPTH:
         raise ValueError(f"depth is for {', '.join(_WITH_DEPTH)}; {name} has one depth")
     kwargs: dict[str, Any] = {"dropout": dropout, "dtype": dtype} | (
         {"depth": depth} if depth else {}
     )
-    is_large = image_size >= 128  # then as published, for 224; else less of it is scaled down
+    is_large = (
+        image_size >= 128
+    )  # then as published for 224 pixels; smaller images are scaled down less
     match name:
         case "cnn":
             # Halves the image until it is about 4 pixels wide: 2 stages for digits, 4 for CIFAR.
@@ -66,10 +68,10 @@ def make_model(
 
 
 class CNN(nn.Module):
-    """For each width: a 3×3 convolution, with stride 2 but for the first, and another one.
+    """For each width two 3×3 convolutions, the first one with stride 2 except in the first stage.
 
-    Every convolution is followed by BatchNorm and ReLU; at the end the mean over pixels and a
-    linear layer.
+    Every convolution is followed by BatchNorm and ReLU. The mean over pixels and a linear layer
+    come last.
     """
 
     widths: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""The devices that share each batch, in one process or in several: data-parallel training.
+"""Data-parallel training: the devices that share each batch, in one process or in several.
 
-One row of devices, the mesh. The parameters and all other state are whole on every device; of a
-batch each has its part. ``jax.jit`` adds what they must tell each other, so the train step is the
-one of a single device and has its results, to rounding.
+The mesh is one row of devices. Every device holds the whole state and its part of each batch.
+``jax.jit`` adds the communication, so the train step is the one of a single device and has the same
+results up to rounding.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ from examples.common.errors import ConfigError
 
 
 def make_mesh(num_devices: int) -> Mesh:
-    """A row of ``num_devices`` of each process; the processes one after another.
+    """A row with ``num_devices`` devices of each process.
 
-    CPU devices are made, as many as are needed, unless a backend has started already.
+    CPU devices are created as needed, unless a backend has already started.
 
     Args:
-      num_devices: 0 for one, or for all of each process after ``jax.distributed.initialize()``.
+      num_devices: 0 means one, or all of each process after ``jax.distributed.initialize()``.
 
     Raises:
-      ConfigError: where there are fewer.
+      ConfigError: if there are fewer devices.
     """
     if num_devices > 1:
-        # XLA:CPU has one thread a device; steps that overlap can take all and wait forever.
+        # XLA:CPU has one thread per device. Overlapping steps can take all and wait forever.
         os.environ.setdefault("NPROC", str(4 * num_devices))
-        with contextlib.suppress(RuntimeError):  # a backend has started: it has what it has
+        with contextlib.suppress(RuntimeError):  # a backend has already started
             jax.config.update("jax_num_cpu_devices", num_devices)
     of_process = [[] for _ in range(jax.process_count())]
     for device in sorted(jax.devices(), key=lambda device: device.id):
@@ -51,33 +51,40 @@ def make_mesh(num_devices: int) -> Mesh:
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """Every device has all of an array."""
+    """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """Each device has its part of the rows of an array."""
+    """Each device holds its part of the rows of an array."""
     return NamedSharding(mesh, PartitionSpec("batch"))
 
 
 def own_rows(batch_size: int) -> slice:
-    """Those of a batch's rows that go to the devices of this process."""
+    """The rows of a batch that go to the devices of this process."""
     size = batch_size // jax.process_count()
     return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
 
 def join(mesh: Mesh, arrays: Any) -> Any:
-    """Makes arrays of the whole batch from the rows that each process has."""
+    """Combines the rows that each process has into arrays of the whole batch."""
     if jax.process_count() == 1:
-        return arrays  # a jitted function splits them itself, and in less time
+        return arrays  # a jitted function splits them faster
     return _global(split(mesh), arrays)
 
 
 def replicate(mesh: Mesh, arrays: Any) -> Any:
-    """Puts arrays, equal in all processes, on every device."""
+    """Puts arrays that are equal in all processes on every device."""
     if jax.process_count() == 1:
         return jax.device_put(arrays, whole(mesh))
     return _global(whole(mesh), jax.device_get(arrays))
+
+
+def local(mesh: Mesh, arrays: Any) -> Any:
+    """The arrays of ``replicate`` on one device of this process, for work without the others."""
+    if mesh.size == 1:
+        return arrays
+    return jax.tree.map(lambda x: x.addressable_data(0), arrays)
 
 
 def _global(sharding: NamedSharding, arrays: Any) -> Any:

@@ -1,17 +1,17 @@
-"""The errors that a program of ``examples`` prints and ends with, without a traceback."""
+"""Errors that a program of ``examples`` prints without a traceback before it exits."""
 
 
 class ConfigError(ValueError):
-    """A setting that makes no sense, or a run folder that is not what --resume needs."""
+    """A setting is invalid, or a run folder is not what ``--resume`` needs."""
 
 
 class DataError(Exception):
-    """The data cannot be had; the message says what to do."""
+    """The data cannot be loaded. The message says what to do."""
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be written or read; the message says which, and what to do."""
+    """A checkpoint cannot be written or read. The message names it and says what to do."""
 
 
 class StoppedError(Exception):
-    """Stopped on request, after saving; the message says where."""
+    """The run was stopped on request and is saved. The message says at which step."""

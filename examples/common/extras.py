@@ -1,15 +1,15 @@
-"""What a program says where packages of an extra are not installed: one line, no traceback."""
+"""The message of a program if packages of an extra are not installed: one line, no traceback."""
 
 import sys
 from types import TracebackType
 
 
 def name_on_error(extra: str) -> None:
-    """Names the extra to install, should a program run by ``python -m`` miss a module.
+    """Names the extra to install if a program that runs by ``python -m`` lacks a module.
 
     Programs that import a package of this repository keep the traceback of their errors.
     """
-    if sys.argv[:1] != ["-m"]:  # it is, while Python looks for the module to run
+    if sys.argv[:1] != ["-m"]:  # its value while Python looks for the module to run
         return
 
     def say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None):

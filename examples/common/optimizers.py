@@ -1,4 +1,4 @@
-"""Base optimizers and schedules by name: what comes after a sharpness-aware link in a chain."""
+"""Base optimizers and schedules by name. They come after a sharpness-aware method in a chain."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,13 +24,13 @@ def make_optimizer(
         tx = optax.chain(arsam_jax.arsam(0.1, 0.4), make_optimizer("sgd", schedule))
 
     Args:
-      name: sgd; adamw (arXiv 1711.05101); lion (arXiv 2302.06675); or muon, which takes matrices
-        and convolutions (as matrices of their output channels) by Muon, scaled to the size of
-        AdamW's updates so that AdamW's learning rates suit it (arXiv 2502.16982), and all else,
-        arrays of three axes too, by AdamW. But for ``momentum`` all is as optax has it.
-      weight_decay: λ >= 0. Coupled for sgd: λ w is added to the gradient. Decoupled for the others:
-        each step takes learning rate · λ w off, past their moments.
-      momentum: in [0, 1), of sgd alone; the others have moments of their own.
+      name: sgd; adamw (arXiv 1711.05101); lion (arXiv 2302.06675); or muon. Muon updates matrices
+        and convolutions (as matrices of their output channels). Its updates are scaled to the size
+        of AdamW's, so that AdamW's learning rates suit it (arXiv 2502.16982). AdamW updates all
+        other parameters. All hyperparameters except ``momentum`` are Optax's defaults.
+      weight_decay: λ >= 0. For sgd it is coupled: λ w is added to the gradient. For the others it
+        is decoupled: each step subtracts learning rate · λ w.
+      momentum: in [0, 1), of sgd only. The others have moments of their own.
 
     Raises:
       ValueError: for another name.
@@ -67,14 +67,15 @@ def make_schedule(
     """A learning rate for each step: linear warm-up from 0 to ``peak``, and then
 
     - cosine: half a cosine down to 0 (arXiv 1608.03983);
-    - step: from each of ``decay_at`` on, in shares of all steps, a tenth of what it was;
-    - wsd: as it is, and linear to 0 in the last ``decay_share`` of all steps (warm-up, stable,
+    - step: divided by 10 at each of ``decay_at``, in fractions of all steps;
+    - wsd: constant, then linear to 0 in the last ``decay_share`` of all steps (warm-up, stable,
       decay: arXiv 2404.06395; the linear fifth: arXiv 2405.18392);
-    - poly: times (1 - t)^0.9, t the share of the steps after the warm-up (arXiv 1606.00915);
-    - constant: as it is.
+    - poly: times (1 - t)^0.9, where t is the fraction of the steps after the warm-up that have
+      passed (arXiv 1606.00915);
+    - constant.
 
     Raises:
-      ValueError: for another name, or where the warm-up leaves no room for the rest.
+      ValueError: for another name, or if the warm-up leaves no room for the rest.
     """
     drops = [int(share * total_steps) for share in decay_at]
     decay_start = total_steps - round(decay_share * total_steps)
@@ -105,15 +106,15 @@ def make_schedule(
 
 
 def multiply_rates(multiplier: Callable[[tuple[str, ...]], float]) -> optax.GradientTransformation:
-    """Learning rates of their own for parts of a network: the last link of a chain.
+    """Separate learning rates for parts of a network: the last transformation of a chain.
 
-    It multiplies what the optimizer adds to a parameter, so that weight decay and momentum are
-    those of a parameter whose learning rate is that much larger or smaller::
+    It multiplies the update of a parameter, so weight decay and momentum are those of a parameter
+    with the multiplied learning rate::
 
         tx = optax.chain(tx, multiply_rates(lambda path: 0.1 if path[0] == "backbone" else 1.0))
 
     Args:
-      multiplier: from the path of a parameter, the names of its modules and its own.
+      multiplier: takes the path of a parameter, the names of its modules and its own name.
     """
 
     def multiply(path, update):
@@ -123,11 +124,11 @@ def multiply_rates(multiplier: Callable[[tuple[str, ...]], float]) -> optax.Grad
 
 
 def pull_back() -> optax.GradientTransformationExtraArgs:
-    """Gradients of what a method sees, as gradients of the parameters: between it and the base.
+    """Converts the output of a method to gradients of the parameters, before the base optimizer.
 
-    For a train step whose ``grads`` and ``grad_fn`` are those of a function q of the parameters,
-    in their tree, such as the quantized weights. Its extra argument ``pull_back`` maps them by the
-    chain rule, as ``jax.vjp(q, params)[1]`` does; without it they pass as they are.
+    It is for a train step whose ``grads`` and ``grad_fn`` are gradients with respect to a function
+    q of the parameters, such as the quantized weights. The extra argument ``pull_back`` maps them
+    by the chain rule, as ``jax.vjp(q, params)[1]`` does. Without it they are not changed.
     """
 
     def update_fn(updates, state, params=None, *, pull_back=None, **extra_args):
@@ -138,7 +139,7 @@ def pull_back() -> optax.GradientTransformationExtraArgs:
 
 
 def _matrices(params: Any) -> Any:
-    """Which axes of a parameter are a matrix's inputs and outputs; None if it is none."""
+    """The axes of a parameter that are the inputs and outputs of a matrix, or None."""
     numbers = {2: optax.contrib.MuonDimensionNumbers(0, 1)}  # linear: inputs, outputs
     numbers[4] = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)  # convolution: HWIO
     return jax.tree.map(lambda x: numbers.get(x.ndim), params)

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs no other file: its tables, and its pictures within."""
+"""A report as one HTML page that contains its tables and figures and needs no other file."""
 
 import base64
 import html
@@ -30,7 +30,7 @@ figcaption, .faint { color: var(--faint) }
 
 
 def write(path: Path, title: str, parts: Iterable[str]) -> None:
-    """Writes a page of parts that the functions below made, whole or not at all."""
+    """Writes a page of the parts that the functions below return. It is replaced as a whole."""
     lines = [
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -55,12 +55,8 @@ def paragraph(text: str, *, is_faint: bool = False) -> str:
     return f"<p{kind}>{html.escape(text)}</p>"
 
 
-def bullets(texts: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{html.escape(text)}</li>' for text in texts)}</ul>"
-
-
 def table(columns: dict[str, list[str]], *, num_left: int = 1) -> str:
-    """Columns by their headers; the first ``num_left`` are aligned left. It scrolls by itself."""
+    """A table of columns by their headers. The first ``num_left`` columns are aligned left."""
 
     def row(cells: Iterable[str], tag: str) -> str:
         left = ' class="left"'

@@ -1,4 +1,4 @@
-"""Records of a run: CSV tables and JSON files, replaced whole or not at all."""
+"""Records of a run: CSV tables and JSON files, replaced as a whole, and TensorBoard events."""
 
 import csv
 import io
@@ -10,17 +10,21 @@ from typing import Any
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash at any moment, sees the old or the new one."""
+    """Writes a file so that a reader sees the old or the new content, even after a crash."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same of a text, in UTF-8."""
+    """Writes a text as UTF-8, see ``write_bytes``."""
     write_bytes(path, text.encode())
 
 
@@ -29,7 +33,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Table:
-    """Rows of numbers, kept in memory and mirrored in a CSV file by ``save``.
+    """Rows of numbers in memory, which ``save`` writes to a CSV file.
 
     NaN, an empty cell in the file, stands for a value that a row does not have. Numbers are
     written in the shortest form that reads back as the same number.
@@ -41,7 +45,7 @@ class Table:
         self.rows: list[dict[str, float]] = []
 
     def load(self, *, until: float = math.inf) -> None:
-        """Reads the file, but for rows whose first column is greater than ``until``."""
+        """Reads the file without the rows whose first column is greater than ``until``."""
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
         self.rows = [row for row in rows if row[self.columns[0]] <= until]
@@ -75,13 +79,13 @@ class Events:
     """TensorBoard event files of a run: ``tensorboard --logdir FOLDER``.
 
     Args:
-      first_step: what earlier files of this run hold from here on is not shown.
+      first_step: TensorBoard ignores what earlier files of this run hold from this step on.
     """
 
     def __init__(self, folder: Path, *, first_step: int):
         from tensorboardX import SummaryWriter  # slow to import
 
-        # A name of its own also for a writer that starts in the same second.
+        # The suffix separates two writers that start in the same second.
         suffix = f".from{first_step}"
         self._writer = SummaryWriter(str(folder), purge_step=first_step, filename_suffix=suffix)
 
@@ -93,5 +97,8 @@ class Events:
     def flush(self) -> None:
         self._writer.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Events":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._writer.close()

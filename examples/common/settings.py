@@ -1,35 +1,36 @@
-"""What the settings of any program share: their checks, and the file of a run's folder with them.
-
-Settings are a frozen dataclass with ``method``, ``seeds``, ``share``, ``output``, ``resume`` and
-``folder`` among its attributes.
-"""
+"""The settings of a run: checks that all tasks share, and the file that keeps the settings."""
 
 import dataclasses
 import json
+import math
+import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from examples.common.errors import ConfigError
 from examples.common.records import write_json
 
 CONFIG_FILE = "config.json"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def flag(name: str) -> str:
-    """As it is written on the command line, without the dashes before it."""
+    """The name of a setting on the command line, without the dashes before it."""
     return name.replace("_", "-")
 
 
 def require(is_met: bool, message: str) -> None:
-    """Raises ConfigError with the message if it is not met."""
+    """Raises ConfigError with the message if the condition is not met."""
     if not is_met:
         raise ConfigError(message)
 
 
 def require_known(option: str, values: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ConfigError for a value that is none of those known."""
+    """Raises ConfigError if a value is not one of those known."""
     unknown = [value for value in values if value not in known]
     require(
         not unknown,
@@ -37,104 +38,124 @@ def require_known(option: str, values: Iterable[str], known: Iterable[str]) -> N
     )
 
 
+def check_finite(settings: Any) -> None:
+    """Raises ConfigError for numbers that float32 or int32 cannot hold, infinity and NaN too."""
+    for field in dataclasses.fields(settings):
+        values = getattr(settings, field.name)
+        for value in values if isinstance(values, tuple) else (values,):
+            name = f"--{flag(field.name)}"
+            if isinstance(value, float):
+                is_finite = math.isfinite(value) and abs(value) <= _LARGEST
+                require(is_finite, f"{name} must be a finite float32 number, not {value}")
+            if isinstance(value, int) and field.name != "seeds":
+                require(abs(value) < 2**31, f"{name} must be less than 2**31, not {value}")
+
+
 def check_numbers(
-    config: Any,
+    settings: Any,
     *,
-    shares: Iterable[str],
-    positive: Iterable[str],
-    not_negative: Iterable[str],
+    shares: Iterable[str] = (),
+    positive: Iterable[str] = (),
+    not_negative: Iterable[str] = (),
 ) -> None:
     """Raises ConfigError for numbers out of range.
 
     Args:
-      shares: names of those in [0, 1); ``share`` itself is in (0, 1].
-      positive: of those that are at least 1.
-      not_negative: of those that are at least 0.
+      shares: the names of the settings in [0, 1).
+      positive: the names of those that are at least 1.
+      not_negative: the names of those that are at least 0.
     """
-    for name in ("method", "seeds"):
-        values = getattr(config, name)
-        require(len(values) > 0, f"--{name} needs at least one value")
-        require(len(set(values)) == len(values), f"--{name} names one twice")
-    require(all(0 <= seed < 2**32 for seed in config.seeds), "--seeds must be in [0, 2**32)")
     for name in shares:
-        require(0 <= getattr(config, name) < 1, f"--{flag(name)} must be in [0, 1)")
+        value = getattr(settings, name)
+        require(0 <= value < 1, f"--{flag(name)} must be in [0, 1), not {value}")
     for name in positive:
-        require(getattr(config, name) >= 1, f"--{flag(name)} must be at least 1")
+        value = getattr(settings, name)
+        require(value >= 1, f"--{flag(name)} must be at least 1, not {value}")
     for name in not_negative:
-        require(getattr(config, name) >= 0, f"--{flag(name)} must not be negative")
-    require(0 < config.share <= 1, "--share must be in (0, 1]")
+        value = getattr(settings, name)
+        require(value >= 0, f"--{flag(name)} must not be negative, not {value}")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """The settings as JSON can hold them."""
+def to_dict(settings: Any) -> dict[str, Any]:
+    """The settings as JSON holds them."""
     return {
         key: str(value) if isinstance(value, Path) else value
-        for key, value in dataclasses.asdict(config).items()
+        for key, value in dataclasses.asdict(settings).items()
     }
 
 
 def read(kind: type, file: Path) -> Any:
-    """The settings of a run, a ``kind``, from its CONFIG_FILE.
+    """The settings of a run, an instance of the dataclass ``kind``, from its CONFIG_FILE.
 
     Raises:
-      ConfigError: if the file is damaged, or of another version of this program.
+      ConfigError: if the file is damaged, is of another version of the program, or holds a value
+        of the wrong type.
     """
     try:
-        values = json.loads(file.read_text())
-        for name, hint in typing.get_type_hints(kind).items():
-            if typing.get_origin(hint) is tuple:
-                values[name] = tuple(values[name])
-            elif Path in (hint, *typing.get_args(hint)):
-                values[name] = None if values[name] is None else Path(values[name])
-        return kind(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{file} does not hold the settings of a run: {error!r}") from error
-
-
-def check_folder(config: Any, stored: dict[str, Any] | None, given: dict[str, Any]) -> None:
-    """Raises ConfigError rather than overwrite a run, or resume what is none or is another.
-
-    Args:
-      stored: the settings that decide results, of the run in the folder; None if there is none.
-      given: the same of this one.
-    """
-    folder = config.folder
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"--output: {path} is not a folder")
-    if config.resume:
-        if stored is None:
-            raise ConfigError(f"there is no run to resume in {folder}")
-        changed = [
-            f"--{flag(key)} {stored[key]} → {given[key]}"
-            for key in given
-            if key in stored and stored[key] != given[key]
-        ]
-        if changed:
-            raise ConfigError(f"a resumed run keeps its settings, but {', '.join(changed)}")
-    elif folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as the settings of a run: {error}") from error
+    names = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or values.keys() != names:
+        found = values.keys() if isinstance(values, dict) else set()
         raise ConfigError(
-            f"{folder} is not empty. Go on with its runs (or show finished ones again) with"
-            " --resume, choose another --name, or delete the folder"
+            f"{file} does not hold the settings of this program. Missing:"
+            f" {', '.join(sorted(names - found)) or 'none'}; unknown:"
+            f" {', '.join(sorted(found - names)) or 'none'}"
         )
+    hints = typing.get_type_hints(kind)
+    for name in names:
+        try:
+            values[name] = _converted(values[name], hints[name])
+        except TypeError:
+            expected = getattr(hints[name], "__name__", None) or str(hints[name])
+            raise ConfigError(
+                f"{file}: {name} must be of the type {expected}, not {values[name]!r}"
+            ) from None
+    return kind(**values)
 
 
-def resume_arguments(config: Any) -> list[str]:
-    """The arguments with which to go on with the runs in the folder."""
-    arguments = ["--resume", "--name", config.folder.name]
-    return (
-        arguments if config.output == Path("runs") else [*arguments, "--output", str(config.output)]
-    )
+def _converted(value: Any, kind: Any) -> Any:
+    """The JSON value as the type of a setting; TypeError if it is of another type."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(value):
+            raise TypeError
+        return tuple(_converted(item, own) for item, own in zip(value, kinds, strict=True))
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # of None and another type
+        (other,) = (argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else _converted(value, other)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return value
+    if type(value) is not kind:
+        raise TypeError
+    return value
 
 
-def write(config: Any) -> None:
-    """Writes the settings to the run's folder; of a resumed run, with what else it is to train."""
-    file = config.folder / CONFIG_FILE
-    if config.resume:
-        stored = read(type(config), file)
-        config = dataclasses.replace(
-            config,
-            method=tuple(dict.fromkeys((*stored.method, *config.method))),
-            seeds=tuple(dict.fromkeys((*stored.seeds, *config.seeds))),
+def resume_arguments(settings: Any) -> list[str]:
+    """The arguments that continue the runs in the folder."""
+    arguments = ["--resume", "--name", settings.folder.name]
+    if settings.output != Path("runs"):
+        arguments += ["--output", str(settings.output)]
+    if settings.processes:
+        arguments += ["--processes", settings.processes]
+    return arguments
+
+
+def write(settings: Any) -> None:
+    """Writes the settings to the folder of the run.
+
+    The file of a resumed run gains the methods and seeds that are trained now.
+    """
+    file = settings.folder / CONFIG_FILE
+    if settings.resume:
+        stored = read(type(settings), file)
+        settings = dataclasses.replace(
+            settings,
+            method=tuple(dict.fromkeys((*stored.method, *settings.method))),
+            seeds=tuple(dict.fromkeys((*stored.seeds, *settings.seeds))),
         )
-    write_json(file, to_dict(config))
+    write_json(file, to_dict(settings))

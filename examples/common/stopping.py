@@ -1,4 +1,4 @@
-"""Stopping on a signal, so that the program can save first; several processes stop as one."""
+"""Stopping on a signal after saving. Several processes stop at the same step."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 class StopRequest:
     """Whether a signal asked the program to save and stop, and which one.
 
-    Several processes get the answer yes at the same call, whichever of them had the signal.
+    With several processes, all get the answer yes at the same call if one of them had the signal.
     """
 
     signal: int | None = None
@@ -30,11 +30,10 @@ _ACTIVE: list[StopRequest] = []
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request to stop; a second SIGINT acts as usual.
+    """Turns the first SIGINT or SIGTERM into a request to stop. A second signal acts as usual.
 
-    So does a second SIGTERM, but after ``jax.distributed.initialize()``: then SIGTERM is JAX's,
-    which tells all processes and has them agree on a step to stop at. Within another it is that
-    one's request.
+    After ``jax.distributed.initialize()`` JAX handles SIGTERM: it tells all processes and makes
+    them agree on a step to stop at. A nested context yields the request of the outer one.
     """
     if _ACTIVE:
         yield _ACTIVE[0]
@@ -54,7 +53,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         else:
             request.signal = number
         restore()
-        os.write(2, b"\nSaving after this step, then stopping (once more: stop at once).\n")
+        os.write(2, b"\nSaving after this step, then stopping (repeat to stop immediately).\n")
 
     for number in previous:
         signal.signal(number, on_signal)

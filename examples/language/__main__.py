@@ -70,7 +70,7 @@ class Options(comparison.Options):
     """Rank of the adapters."""
 
 
-class Language:
+class Language(comparison.Task):
     """The task of language, see ``comparison.Task``. All losses are in bits per byte."""
 
     measures = {  # noqa: RUF012

@@ -59,7 +59,7 @@ class Options(comparison.Options):
     """File with initial weights of HRNet, .npz or .safetensors. The head is not read from it."""
 
 
-class Pose:
+class Pose(comparison.Task):
     """The task of pose estimation, see ``comparison.Task``."""
 
     measures = {  # noqa: RUF012

@@ -87,7 +87,7 @@ class Options(comparison.Options):
         return {"wsam": "its part after the optimizer cannot be pulled back. Use --through weights"}
 
 
-class FloatNetwork:
+class FloatNetwork(comparison.Task):
     """The task of training the float network that LSQ starts from, see ``comparison.Task``."""
 
     measures = {"accuracy": ("accuracy", "{:.2f}")}  # noqa: RUF012

@@ -73,7 +73,7 @@ class Options(comparison.Options):
     """Average the softmax of each test image with that of its mirror image."""
 
 
-class Segmentation:
+class Segmentation(comparison.Task):
     """The task of segmentation, see ``comparison.Task``."""
 
     measures = {  # noqa: RUF012

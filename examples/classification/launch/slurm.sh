@@ -15,4 +15,4 @@ resume=$([[ -f runs/$name/config.json ]] && echo --resume || true)
 
 # JAX reads SLURM's variables. One lost process ends the step, with an error.
 srun --kill-on-bad-exit=1 \
-    .venv/bin/python -m examples.classification.multihost --name "$name" $resume "$@"
+    .venv/bin/python -m examples.classification --processes auto --name "$name" $resume "$@"

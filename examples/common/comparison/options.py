@@ -1,125 +1,218 @@
-"""The options of a comparison: from the command line, and in its folder."""
+"""The options of a comparison: read from the command line, or from the folder of a run."""
 
-import argparse
 import dataclasses
+import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
-from examples.common import methods, settings
+from arsam_jax.methods import METHODS
+from examples.common import settings
+from examples.common.errors import ConfigError
 from examples.common.optimizers import OPTIMIZERS, SCHEDULES
 
 BASE = "base"
-_NOT_OF_RESULTS = {"method", "seeds", "devices", "checkpoint_seconds", "output", "name", "resume"}
+# Settings that do not change the results of a run, or only their rounding.
+_NOT_OF_RESULTS = {
+    "method",
+    "seeds",
+    "devices",
+    "processes",
+    "input_threads",
+    "checkpoint_seconds",
+    "tensorboard",
+    "output",
+    "name",
+    "resume",
+    "smoke",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the options of every task begin with."""
+    """The options that every task has."""
 
     method: tuple[str, ...] = (BASE, "sam", "arsam")
-    """Methods to compare: base (the optimizer alone), any of the family, or all."""
+    """Methods to compare: base (the optimizer alone), any named method of the library, or all."""
     seeds: tuple[int, ...] = (0,)
-    """A run for each. A seed sets the weights, the order of the examples and the sampling."""
+    """One run for each. A seed sets the weights, the order of the examples and the sampling."""
 
     epochs: int = 10
     """Passes over the training examples."""
     batch_size: int = 32
-    """Examples a step. An epoch leaves out those that fill no batch."""
+    """Examples per step. An epoch drops an incomplete last batch."""
     optimizer: str = "sgd"
     """The base optimizer of every method: sgd, adamw, lion or muon."""
     schedule: str = "cosine"
-    """Of the learning rate, after the warm-up: cosine; step, see --decay-at; wsd, constant and
-    then linear to 0 in the last fifth; poly, to 0 as (1 - t)^0.9; or constant."""
+    """The learning rate after the warm-up: cosine; step (see --decay-at); wsd (constant, then
+    linear to 0 in the last fifth); poly (to 0 as (1 - t)^0.9); or constant."""
     decay_at: tuple[float, ...] = (1 / 2, 3 / 4)
-    """Of step: shares of all steps, rising, from each of which on it is a tenth of what it was."""
+    """For the schedule step: rising fractions of the run, at each of which the learning rate is
+    divided by 10."""
     learning_rate: float = 0.1
     """Peak of the schedule."""
     warmup: float = 0.05
-    """Share of all steps in which the learning rate rises linearly from 0, in [0, 1)."""
+    """Fraction of the run in which the learning rate rises linearly from 0, in [0, 1)."""
     weight_decay: float = 1e-4
-    """Of sgd coupled (added to the gradient, after the sharpness-aware link), else decoupled."""
+    """For sgd coupled: added to the gradient after the sharpness-aware method. Otherwise
+    decoupled."""
     momentum: float = 0.9
-    """Of sgd, in [0, 1)."""
+    """Momentum of sgd, in [0, 1)."""
 
     rho: float = 0.1
     """Radius of the perturbation."""
     rho_of_weights: float = 0.0
-    """Not 0: ρ is this part of the length of the weights at the start, and --rho is not read (but
-    by gam, for its second radius). 0.009 suits small networks for which none was tuned."""
+    """If not 0, the radius is this fraction of the norm of the initial weights, and --rho is
+    ignored (except for the second radius of gam). 0.009 suits small networks if ρ is not tuned."""
     alpha: float = 0.4
-    """ARSAM: how strongly the PSF's share of the gradient moves the sampling."""
+    """ARSAM: how strongly the ratio of the PSF to the gradient moves the sampling probability."""
     segment_length: int = 10
     """ARSAM: steps between two changes of the sampling probability."""
     reuse_steps: int = 2
-    """ARSAM: steps after a sample that reuse its PSF."""
-    share: float = 1 / 8
+    """ARSAM: steps after a sampled one that reuse its PSF. 0 is the ablation ARSAM-A."""
+    share: float = 1 / 4
     """budgeted_sam: the share of sampled steps, in (0, 1]."""
+    microbatches: int = 0
+    """m_sam and budgeted_sam: the number of micro-batches that are perturbed separately. 0 means 2
+    for m_sam, and the whole batch for budgeted_sam."""
 
     validation: bool = False
-    """Evaluates on held-out training examples in place of the test set: to choose settings by."""
+    """Evaluate on held-out training examples in place of the test set, to choose settings."""
     evaluate_every: int = 0
-    """Epochs between two evaluations during the training; 0: at the end alone."""
+    """Epochs between two evaluations during training; 0 evaluates at the end only."""
     devices: int = 0
-    """Devices that share each batch; 0: one."""
+    """Devices that share each batch. 0 means one, or with --processes all of each process."""
+    processes: str = ""
+    """Train in several processes: auto under SLURM, Open MPI, Kubernetes or on Cloud TPU. Otherwise
+    INDEX/NUMBER@HOST:PORT, such as 0/2@127.0.0.1:9876 and 1/2@127.0.0.1:9876."""
+    input_threads: int = 0
+    """Threads that read the next batches while the device trains; 0 reads a batch when it is
+    needed."""
     checkpoint_seconds: float = 30.0
-    """Between two checkpoints; there is one on interruption and at the end, too."""
+    """Seconds between two checkpoints. A run is also saved when it is interrupted and at its
+    end."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files: tensorboard --logdir OUTPUT."""
     output: Path = Path("runs")
     """Folder of all runs."""
     name: str = ""
-    """Folder of this comparison in OUTPUT, if not the task's name."""
+    """Folder of this comparison in OUTPUT, if not the name of the task or row."""
     resume: bool = False
-    """Go on in OUTPUT/NAME, with its settings; --method and --seeds may change."""
+    """Continue in OUTPUT/NAME with the settings there. --method and --seeds may change."""
+    smoke: bool = False
+    """Only try the settings: four steps with one seed and small batches, in a temporary folder."""
+
+    own_methods: ClassVar[tuple[str, ...]] = ()
+    """Methods of the task itself, besides those of the library."""
 
     @property
     def folder(self) -> Path:
         return self.output / self.name
 
     def impossible(self) -> dict[str, str]:
-        """Methods that cannot run with these settings, and why; ``all`` leaves them out."""
+        """Methods that cannot run with these settings, and why. ``all`` leaves them out."""
         return {}
 
+    def information(self) -> str:
+        """A text to print instead of training, if not empty."""
+        return ""
 
-def parse(options_type: type[Options], name: str, arguments: Sequence[str] | None = None) -> Any:
-    """Reads the command line; of a resumed run, its settings are the defaults.
+    def published(self) -> dict[str, dict[str, str]]:
+        """Published figures of these settings: for each method, texts by their headings."""
+        return {}
+
+    def smaller(self, output: Path) -> Any:
+        """These settings for two epochs of two small batches in another folder."""
+        return dataclasses.replace(
+            self,
+            output=output,
+            seeds=self.seeds[:1],
+            epochs=2,
+            warmup=0.0,
+            batch_size=min(self.batch_size, 8 * max(1, self.devices)),
+            evaluate_every=min(self.evaluate_every, 1),
+            input_threads=0,
+            resume=False,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """The options that determine the defaults of all others."""
+
+    output: Path = Path("runs")
+    name: str = ""
+    resume: bool = False
+    row: str = ""
+    dataset: str = ""
+
+
+def parse(
+    options_type: type[Options],
+    name: str,
+    arguments: Sequence[str] | None = None,
+    rows: Mapping[str, Options] | None = None,
+) -> Any:
+    """Reads the command line. The settings of a resumed run are its defaults.
+
+    Args:
+      rows: named settings of a task that has ``--row``. The first one is the default.
 
     Raises:
-      ConfigError: for what makes no sense, and rather than overwrite a run.
+      ConfigError: for invalid settings.
     """
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--name", nargs="?", default=name, const=name)
-    peek.add_argument("--output", nargs="?", type=Path, default=Path("runs"), const=Path("runs"))
-    peek.add_argument("--resume", action="store_true")
-    first, _ = peek.parse_known_args(arguments)
-    file = first.output / first.name / settings.CONFIG_FILE
-    stored = settings.read(options_type, file) if first.resume and file.exists() else None
-    defaults = stored or dataclasses.replace(options_type(), name=name)
-    options = tyro.cli(
-        options_type, args=arguments, default=defaults, prog=f"python -m examples.{name}"
+    program = f"python -m examples.{name}"
+    start, _ = tyro.cli(
+        _Start, args=arguments, prog=program, return_unknown_args=True, add_help=False
     )
+    defaults = _row(options_type, start, rows) if rows else options_type()
+    place = start.name or defaults.name or name
+    file = start.output / place / settings.CONFIG_FILE
+    if start.resume and file.exists():
+        defaults = dataclasses.replace(settings.read(options_type, file), resume=False)
+    defaults = dataclasses.replace(defaults, name=place)
+    options = tyro.cli(options_type, args=arguments, default=defaults, prog=program)
     if "all" in options.method:
         options = dataclasses.replace(options, method=_all(options))
     check(options)
-    settings.check_folder(
-        options, None if stored is None else _results_settings(stored), _results_settings(options)
-    )
     return options
 
 
+def _row(options_type: Any, start: _Start, rows: Mapping[str, Options]) -> Options:
+    """The named row, the row that is named like the data set, or the first row."""
+    if start.row and start.row not in rows:
+        near = difflib.get_close_matches(start.row, rows, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "--list shows all."
+        raise ConfigError(f"--row: there is no row {start.row!r}. {hint}")
+    row = start.row or start.dataset or next(iter(rows))
+    if row not in rows:
+        return options_type(dataset=start.dataset, name=start.dataset)
+    return dataclasses.replace(rows[row], name=row.rpartition("/")[2])
+
+
 def _all(options: Options) -> tuple[str, ...]:
-    """All methods, but for those that cannot run, unless they are named besides."""
+    """All methods except those that cannot run, unless they are named explicitly."""
     left_out = {m: why for m, why in options.impossible().items() if m not in options.method}
     for method, why in left_out.items():
         print(f"--method all leaves out {method}: {why}")
-    return tuple(m for m in (BASE, *methods.METHODS) if m not in left_out)
+    return tuple(m for m in (BASE, *METHODS, *options.own_methods) if m not in left_out)
 
 
 def check(options: Options) -> None:
     """Raises ConfigError for values out of range."""
-    settings.require_known("method", options.method, (BASE, *methods.METHODS))
+    settings.check_finite(options)
+    for name in ("method", "seeds"):
+        values = getattr(options, name)
+        settings.require(len(values) > 0, f"--{name} needs at least one value")
+        settings.require(len(set(values)) == len(values), f"--{name} contains a value twice")
+    in_range = all(0 <= seed < 2**32 for seed in options.seeds)
+    settings.require(in_range, f"--seeds must be in [0, 2**32), not {options.seeds}")
+    settings.require_known("method", options.method, (BASE, *METHODS, *options.own_methods))
+    for method, why in options.impossible().items():
+        settings.require(method not in options.method, f"--method {method}: {why}")
     settings.require_known("optimizer", (options.optimizer,), OPTIMIZERS)
     settings.require_known("schedule", (options.schedule,), SCHEDULES)
     settings.require(
@@ -131,18 +224,55 @@ def check(options: Options) -> None:
         shares=("warmup", "momentum"),
         positive=("epochs", "batch_size", "segment_length"),
         not_negative=(
-            *("learning_rate", "weight_decay", "rho", "rho_of_weights", "alpha", "reuse_steps"),
-            *("evaluate_every", "devices", "checkpoint_seconds"),
+            "learning_rate",
+            "weight_decay",
+            "rho",
+            "rho_of_weights",
+            "alpha",
+            "reuse_steps",
+            "microbatches",
+            "evaluate_every",
+            "devices",
+            "input_threads",
+            "checkpoint_seconds",
         ),
     )
+    settings.require(0 < options.share <= 1, f"--share must be in (0, 1], not {options.share}")
     settings.require(
         options.optimizer == "sgd" or options.momentum == Options.momentum,
         f"--momentum is for --optimizer sgd; {options.optimizer} has averages of its own",
     )
+    parts = options.microbatches or 2
+    for method in ("m_sam", *(["budgeted_sam"] if options.microbatches else [])):
+        settings.require(
+            method not in options.method or options.batch_size % parts == 0,
+            f"--batch-size {options.batch_size} must be a multiple of the {parts} micro-batches of"
+            f" {method}",
+        )
     is_folder = "/" not in options.name and options.name not in ("", ".", "..")
-    settings.require(is_folder, "--name is one folder name")
+    settings.require(is_folder, f"--name must be the name of one folder, not {options.name!r}")
 
 
-def _results_settings(options: Options) -> dict[str, Any]:
-    values = settings.to_dict(options)
-    return {key: value for key, value in values.items() if key not in _NOT_OF_RESULTS}
+def check_folder(options: Options) -> None:
+    """Raises ConfigError instead of overwriting a run or resuming with other settings."""
+    folder, file = options.folder, options.folder / settings.CONFIG_FILE
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"--output: {path} is not a folder")
+    if not options.resume:
+        if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
+            raise ConfigError(
+                f"{folder} is not empty. Continue its runs (or show finished ones again) with"
+                " --resume, choose another --name, or delete the folder"
+            )
+        return
+    if not file.exists():
+        raise ConfigError(f"there is no run to resume in {folder}")
+    stored = settings.to_dict(settings.read(type(options), file))
+    changed = [
+        f"--{settings.flag(key)} {stored[key]} → {value}"
+        for key, value in settings.to_dict(options).items()
+        if key not in _NOT_OF_RESULTS and stored[key] != value
+    ]
+    if changed:
+        raise ConfigError(f"a resumed run keeps its settings, but {', '.join(changed)}")

@@ -1,42 +1,71 @@
-"""Checkpoints: what is restored is what was saved, of the right step, or an error that helps."""
+"""Checkpoints: what is restored is what was saved, or an error that says what to do."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.common import checkpoints
+from examples.common import checkpoints, records
+from examples.common.checkpoints import Checkpoint
 from examples.common.errors import CheckpointError
 
-STATE = {"w": np.float32([1, np.nan, -0.0]), "step": np.array(3, np.int32)}
+STATE = {
+    "w": np.float32([1, np.nan, -0.0]),
+    "half": jnp.bfloat16([[1.5, -2]]),
+    "empty": np.zeros((0, 3), np.float32),
+    "step": np.array(3, np.int32),
+}
 
 
-def test_the_last_one_is_kept_and_a_lost_future_is_replaced(tmp_path):
-    with checkpoints.open_in(tmp_path / "checkpoint") as saved:
-        assert saved.latest_step() is None
-        for step, value in ((3, 0.0), (5, 1.0), (4, 2.0)):  # 5 is of a future that was lost
-            checkpoints.save(saved, step, STATE | {"w": np.full(3, value, np.float32)}, step / 2)
-        assert saved.all_steps() == [4]
-        state, seconds = checkpoints.restore(saved, 4, STATE)
-    assert seconds == 2
-    np.testing.assert_array_equal(state["w"], np.full(3, 2.0))
+def test_every_bit_is_restored(tmp_path):
+    path = tmp_path / "checkpoint"
+    for step in (1, 2):
+        checkpoints.save(path, Checkpoint(step, 0.1 * step, STATE))
+    step, seconds, state = checkpoints.restore(path, STATE)
+    assert (step, seconds) == (2, 0.2)
+    for name, expected in STATE.items():
+        assert (state[name].dtype, state[name].shape) == (expected.dtype, expected.shape)
+        assert np.asarray(state[name]).tobytes() == np.asarray(expected).tobytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_every_bit_is_restored_and_another_state_is_an_error(tmp_path):
-    with checkpoints.open_in(tmp_path) as saved:
-        checkpoints.save(saved, 1, STATE, 0.5)
-        state, _ = checkpoints.restore(saved, 1, STATE)
-        assert np.asarray(state["w"]).tobytes() == STATE["w"].tobytes()
-        with pytest.raises(CheckpointError, match="of another model, method or version"):
-            checkpoints.restore(saved, 1, STATE | {"more": np.zeros(2)})
-        assert saved.all_steps() == [1]
+@pytest.mark.parametrize("where", [0, 30, 70, 200, -1])
+def test_a_flipped_bit_is_reported(where, tmp_path):
+    path = tmp_path / "checkpoint"
+    checkpoints.save(path, Checkpoint(1, 0.5, STATE))
+    content = bytearray(path.read_bytes())
+    content[where] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"does not match its digest.*again, delete"):
+        checkpoints.restore(path, STATE)
+    path.write_bytes(content[:40])
+    with pytest.raises(CheckpointError, match="does not match its digest"):
+        checkpoints.restore(path, STATE)
+    assert path.read_bytes() == content[:40]
 
 
-def test_one_that_cannot_be_written_keeps_the_one_before(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
+@pytest.mark.parametrize(
+    "other",
+    [
+        STATE | {"w": np.zeros(4, np.float32)},
+        STATE | {"w": np.zeros(3, np.int32)},
+        STATE | {"more": np.zeros(2)},
+        {name: STATE[name] for name in ("w", "step")},
+    ],
+)
+def test_another_state_is_an_error(other, tmp_path):
+    checkpoints.save(tmp_path / "checkpoint", Checkpoint(1, 0.5, STATE))
+    with pytest.raises(CheckpointError, match="of another model, method or version; the first"):
+        checkpoints.restore(tmp_path / "checkpoint", other)
+
+
+def test_one_that_cannot_be_written_keeps_the_previous_one(tmp_path, monkeypatch):
+    def fail(descriptor):
         raise OSError("disk full")
 
-    with checkpoints.open_in(tmp_path) as saved:
-        checkpoints.save(saved, 1, STATE, 0.5)
-        monkeypatch.setattr(saved, "save", fail)
-        with pytest.raises(CheckpointError, match=r"step 2 cannot .*disk full.* step 1 is kept"):
-            checkpoints.save(saved, 2, STATE, 0.5)
-        assert saved.latest_step() == 1
+    path = tmp_path / "checkpoint"
+    checkpoints.save(path, Checkpoint(1, 0.5, STATE))
+    monkeypatch.setattr(records.os, "fsync", fail)
+    with pytest.raises(CheckpointError, match=r"step 2 cannot .*disk full.* previous .*--resume"):
+        checkpoints.save(path, Checkpoint(2, 0.5, STATE))
+    assert checkpoints.restore(path, STATE).step == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]

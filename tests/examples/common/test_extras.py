@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PROGRAMS = [
-    *sorted(
-        ".".join(file.parent.relative_to(ROOT).parts)
-        for folder in ("examples", "benchmarks")
-        for file in (ROOT / folder).glob("*/__main__.py")
-    ),
-    *("examples.classification.report", "examples.quickstart.linen"),
-]
+PROGRAMS = sorted(
+    ".".join(file.parent.relative_to(ROOT).parts)
+    for folder in ("examples", "benchmarks")
+    for file in (ROOT / folder).glob("*/__main__.py")
+)
 HIDES = """
 import sys
 
@@ -38,7 +35,18 @@ def run(folder, hidden, *arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "program",
+    [
+        "examples.classification",
+        "examples.quickstart.linen",
+        *(
+            pytest.param(program, marks=pytest.mark.long)
+            for program in PROGRAMS
+            if program != "examples.classification"
+        ),
+    ],
+)
 def test_a_program_without_its_packages_names_the_extra(program, tmp_path):
     ended = run(tmp_path, OF_THE_EXTRA, "-m", program)
     assert ended.returncode == 1

@@ -38,7 +38,7 @@ def test_a_page_needs_nothing_else(tmp_path):
     write_picture(tmp_path / "a.png", Image.new("RGB", (2, 2), "red").save)
     parts = [
         page.paragraph("a < b & c"),
-        page.bullets(["<script>"]),
+        page.paragraph("<script>", is_faint=True),
         page.table({"method": ["sam", "a<b"], "%SAM": ["100", "2 ± 1"]}),
         page.picture(tmp_path / "a.png", 'of "one"'),
         page.heading("Settings"),

@@ -29,4 +29,4 @@ def test_the_first_signal_asks_to_stop_and_the_second_acts_as_usual(number, capf
         assert received == [number] * 2
     finally:
         signal.signal(number, before)
-    assert "once more: stop at once" in capfd.readouterr().err
+    assert "repeat to stop immediately" in capfd.readouterr().err

@@ -1,19 +1,19 @@
-"""Wrong training labels: made ones, symmetric or asymmetric, and given ones such as CIFAR-10N's."""
+"""Label noise: generated, symmetric or asymmetric, or given in a file, such as CIFAR-10N's."""
 
 from pathlib import Path
 
 import numpy as np
 
-from examples.classification.data.images import Dataset
+from examples.classification.images import Dataset
 from examples.common.errors import DataError
 from examples.common.image_sets import add_symmetric_noise, noise_rng
 
 NOISES = ("symmetric", "asymmetric")
 
 _CIFAR10 = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-"""Truck → automobile, bird → airplane, deer → horse, cat ↔ dog; the others are not mistaken."""
+"""Truck → automobile, bird → airplane, deer → horse, cat ↔ dog."""
 
-_CIFAR100 = (  # the superclasses; a class's label is its place in the alphabet
+_CIFAR100 = (  # the superclasses; the label of a class is its place in the alphabetical order
     "beaver dolphin otter seal whale",
     "aquarium_fish flatfish ray shark trout",
     "orchid poppy rose sunflower tulip",
@@ -37,19 +37,19 @@ _CIFAR100 = (  # the superclasses; a class's label is its place in the alphabet
 )
 
 
-def training_labels(dataset: Dataset, noise: str | Path, rate: float, seed: int) -> np.ndarray:
+def training_labels(dataset: Dataset, noise: str, rate: float, seed: int) -> np.ndarray:
     """The labels to train with, (n,) in int32.
 
     Args:
-      noise: ``symmetric``: see ``image_sets.add_symmetric_noise``. ``asymmetric``: a label becomes,
-        with probability ``rate``, the one class of ``mistaken_for``. Or a file of given labels,
-        .npy or text with one integer a line, for each example of the whole training set in its
-        original order, as CIFAR-10N has them.
-      rate: share of the labels to change, in [0, 1]; 0 for given labels.
-      seed: of what is random; given labels do not depend on it.
+      noise: ``symmetric``: see ``image_sets.add_symmetric_noise``. ``asymmetric``: with
+        probability ``rate`` a label becomes the one class of ``mistaken_for``. Otherwise a file of
+        labels, .npy or text with one integer per line, for each example of the whole training set
+        in its original order, as CIFAR-10N has them.
+      rate: the share of the labels to change, in [0, 1); 0 for a file.
+      seed: the seed of the random numbers. Labels in a file do not depend on it.
 
     Raises:
-      DataError: for another noise, and for a file that is unreadable or does not fit.
+      DataError: for a file that cannot be read or does not fit.
     """
     labels, num_classes = dataset.train_labels, dataset.num_classes
     if noise == "symmetric":
@@ -57,24 +57,15 @@ def training_labels(dataset: Dataset, noise: str | Path, rate: float, seed: int)
     if noise == "asymmetric":
         is_flipped = noise_rng(seed).random(len(labels)) < rate
         return np.where(is_flipped, mistaken_for(dataset.name, num_classes)[labels], labels)
-    path = Path(noise)
-    if not path.is_file():
-        raise DataError(
-            f"There is no label noise {str(noise)!r}: it is {', '.join(NOISES)}, or a file of given"
-            " labels."
-        )
-    if rate:
-        raise DataError(f"{path} gives the labels; a rate of {rate} is for made noise.")
-    return _given_labels(path, dataset)
+    return _given_labels(Path(noise), dataset)
 
 
 def mistaken_for(name: str, num_classes: int) -> np.ndarray:
-    """The class that each class is taken for, (num_classes,) in int32.
+    """The class that each class is mistaken for, (num_classes,) in int32.
 
-    CIFAR-10: truck → automobile, bird → airplane, deer → horse, cat ↔ dog, the others themselves
-    (Patrini et al., arXiv 1609.03683). CIFAR-100: the next class of its superclass, circularly (the
-    same paper). Every other data set: the next class, circularly, the "pair flipping" of
-    Co-teaching (arXiv 1804.06872).
+    On CIFAR-10 truck → automobile, bird → airplane, deer → horse and cat ↔ dog, and on CIFAR-100
+    the next class of the superclass, circularly (Patrini et al., arXiv 1609.03683). On every other
+    data set the next class, circularly, the "pair flipping" of Co-teaching (arXiv 1804.06872).
     """
     classes = np.arange(num_classes, dtype=np.int32)
     if name == "cifar10":
@@ -92,8 +83,8 @@ def mistaken_for(name: str, num_classes: int) -> np.ndarray:
 def _given_labels(path: Path, dataset: Dataset) -> np.ndarray:
     if dataset.train_index is None:
         raise DataError(
-            f"The labels of {path} cannot be matched with {dataset.name}: its prepared form has"
-            " another order and does not tell the original one."
+            f"The labels of {path} cannot be matched with {dataset.name}, since its prepared form"
+            " does not contain the original order. Use the original archive with --data-files."
         )
     given = _read_labels(path)
     if given.shape != (dataset.num_original,):
@@ -119,7 +110,7 @@ def _read_labels(path: Path) -> np.ndarray:
     except (OSError, EOFError, OverflowError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read as labels: {error}. It must be text with one integer a line, or"
-            " a .npy file of one array of integers (of several in one file, save the one to use)."
+            " a .npy file of one array of integers (if the file has several, save the one to use)."
         ) from error
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{path} holds {labels.dtype}, not integers.")
