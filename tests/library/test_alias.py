@@ -248,8 +248,8 @@ def test_defaults_of_budgeted_sam_depend_on_the_share(share):
     """The share is 1/4 and the bound of reuse is the smaller of 0.1 and 0.8 times the share."""
     chosen = 0.25 if share is None else share
     given = {} if share is None else {"share": share}
-    explicit = arsam_jax.budgeted_sam(0.1, share=chosen, bound=min(0.1, 0.8 * chosen))
-    results = [train(tx, 8) for tx in (arsam_jax.budgeted_sam(0.1, **given), explicit)]
+    explicit = arsam_jax.budgeted_sam(2.0, share=chosen, bound=min(0.1, 0.8 * chosen))
+    results = [train(tx, 8) for tx in (arsam_jax.budgeted_sam(2.0, **given), explicit)]
     chex.assert_trees_all_equal(*results)
 
 

@@ -144,6 +144,12 @@ def test_norm_mask_restricts_the_ratio_to_some_leaves():
     assert ratios["head by function"] == ratios["head"]
 
 
+def test_warm_up_samples_its_steps_and_no_others():
+    policy = sampling.autoregressive(0.0, initial_samples=0, min_samples=0, warmup_steps=3)
+    sampled = [bool(policy.decide(policy.init(), jnp.int32(i), 1.0)[0]) for i in range(6)]
+    assert sampled == [True] * 3 + [False] * 3
+
+
 def test_the_sampled_share_follows_the_probability():
     p = 0.3
     tx = optax.chain(

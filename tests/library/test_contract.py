@@ -363,3 +363,7 @@ def test_metrics_describe_the_step(name):
     norm = optax.tree.norm(jax.grad(loss_fn)(params, make_batch(0)))
     np.testing.assert_allclose(measured.grad_norm, norm, rtol=1e-5)
     assert (measured.perturbed_grad_norm > 0) == bool(measured.sampled)
+    g, g_sam, psf = measured.grad_norm, measured.perturbed_grad_norm, measured.correction_norm
+    if measured.sampled:
+        expected = g**2 + g_sam**2 - 2 * g * g_sam * measured.cosine
+        np.testing.assert_allclose(psf**2, expected, rtol=1e-3, atol=1e-5 * g**2)
