@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import struct
 import tarfile
 import zipfile
@@ -58,6 +59,7 @@ NOISE = NOISE.tobytes()
         (gzip.compress(idx(*[2**32 - 1] * 9)), "declares .* bytes, more than the 1,073,741,824"),
         (gzip.compress(idx(*[1] * 200, content=b"a")), "maximum supported dimension"),
     ],
+    ids=itertools.count(),
 )
 def test_idx_files(content, message, tmp_path):
     (tmp_path / "file.gz").write_bytes(content)
@@ -94,6 +96,7 @@ def tar(kind=tarfile.REGTYPE, content=NOISE, mode="w:gz", **attributes):
         (b"no archive", r"\(ReadError"),
         (gzip.compress(bytes(10240)), f"lacks {CIFAR_TEST}. Is it of cifar10"),
     ],
+    ids=itertools.count(),
 )
 def test_cifar_archives(content, message, tmp_path):
     (tmp_path / "cifar.tar.gz").write_bytes(content)
@@ -155,6 +158,7 @@ HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s,)}"
         ("safetensors", struct.pack("<Q", 2000) + b"[" * 2000, r"\(SafetensorError"),
         ("pth", b"", r"neither \.npz nor \.safetensors"),
     ],
+    ids=itertools.count(),
 )
 def test_files_of_weights(name, content, message, tmp_path):
     file = tmp_path / f"weights.{name}"
