@@ -14,10 +14,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from arsam_jax.methods import METHODS
 from examples.classification import augment, datasets, models, noise
 from examples.common import comparison, settings
 from examples.common.comparison import BASE
+from examples.common.methods import METHODS
 
 _PUBLISHED_FILE = Path(__file__).with_name("published.csv")
 # The settings that decide what is learned. Published figures are shown only if they are unchanged.

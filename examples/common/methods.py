@@ -5,7 +5,10 @@ from typing import Any, NamedTuple, Protocol
 import optax
 
 import arsam_jax
-from arsam_jax.methods import METHODS
+from arsam_jax.methods import METHODS as LIBRARY
+
+METHODS = {name: method for name, method in LIBRARY.items() if "direction" not in method.needs}
+"""The methods that a program can compare: all but those that need a direction from the user."""
 
 SHARE_OF_EXAMPLES = 0.5  # of K-SAM and AUSAM
 MOMENTUM_SAM_RADIUS = 5
@@ -64,7 +67,7 @@ def make_method(
     """The whole optimizer: the method, followed by the base optimizer.
 
     Args:
-      name: one of ``arsam_jax.methods.METHODS``. Any other name gives the base optimizer alone.
+      name: one of ``METHODS``. Any other name gives the base optimizer alone.
       base: the base optimizer with the learning rate ``training.schedule``.
     """
     if name not in METHODS:
@@ -101,6 +104,8 @@ def _arguments(name: str, training: Training) -> dict[str, Any]:
             return {
                 "mask": lambda sparsity: arsam_jax.sparse.fisher_mask(sparsity, refresh_every=steps)
             }
+        case "masked_sam":
+            return {"mask": arsam_jax.masks.without_biases()}
         case "gradient_norm_penalty":
             return {"strength": 0.7}
         case "gsam":

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import tyro
 
-from arsam_jax.methods import METHODS
 from examples.common import settings
 from examples.common.errors import ConfigError
+from examples.common.methods import METHODS
 from examples.common.optimizers import OPTIMIZERS, SCHEDULES
 
 BASE = "base"

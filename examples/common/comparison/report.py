@@ -9,11 +9,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from arsam_jax.methods import METHODS
 from examples.common import page
 from examples.common.comparison.options import BASE
 from examples.common.comparison.trainer import RESULT_FILE
 from examples.common.errors import ConfigError
+from examples.common.methods import METHODS
 from examples.common.pictures import legend, styles_of, write_picture
 from examples.common.records import write_json
 from examples.common.settings import CONFIG_FILE

@@ -20,10 +20,10 @@ import numpy as np
 import optax
 
 import arsam_jax
-from arsam_jax.methods import METHODS
 from examples.common import checkpoints, devices, methods, processes
 from examples.common.comparison.options import Options
 from examples.common.errors import CheckpointError, ConfigError, StoppedError
+from examples.common.methods import METHODS
 from examples.common.optimizers import make_optimizer, make_schedule, pull_back
 from examples.common.pipeline import Order
 from examples.common.records import Events, Table, write_json

@@ -419,7 +419,6 @@ def test_augmented_images_are_moved_or_mirrored_and_depend_on_seed_and_step():
     [
         ("all", {"wsam"}),
         ("all --through weights", set()),
-        ("all wsam", set()),  # an error, then
     ],
 )
 def test_all_methods_are_those_that_can_run(arguments, left_out, tmp_path, capsys):
