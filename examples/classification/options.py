@@ -131,6 +131,8 @@ def check(options: Options) -> None:
     settings.require(
         options.row in ("", *ROWS), f"--row: there is no {options.row}; --list shows all rows"
     )
+    for method, why in options.impossible().items():
+        settings.require(method not in options.method, f"--method {method}: {why}")
     settings.require_known("model", [options.model], models.MODELS)
     settings.require_known("augment", options.augment, augment.AUGMENTATIONS)
     settings.require_known("dtype", [options.dtype], ("float32", "bfloat16"))

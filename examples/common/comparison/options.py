@@ -211,8 +211,6 @@ def check(options: Options) -> None:
     in_range = all(0 <= seed < 2**32 for seed in options.seeds)
     settings.require(in_range, f"--seeds must be in [0, 2**32), not {options.seeds}")
     settings.require_known("method", options.method, (BASE, *METHODS, *options.own_methods))
-    for method, why in options.impossible().items():
-        settings.require(method not in options.method, f"--method {method}: {why}")
     settings.require_known("optimizer", (options.optimizer,), OPTIMIZERS)
     settings.require_known("schedule", (options.schedule,), SCHEDULES)
     settings.require(

@@ -298,3 +298,43 @@ def test_a_server_that_answers_is_reachable(monkeypatch):
         port = server.getsockname()[1]
         assert prepared._is_reachable(f"http://127.0.0.1:{port}/file")
     assert not prepared._is_reachable(f"http://127.0.0.1:{port}/file")
+
+
+def test_a_data_set_is_prepared_once_and_read_from_its_files(tmp_path):
+    """With a builder of tensorflow-datasets that needs no network."""
+    import tensorflow_datasets as tfds
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in ("train", "test")}
+
+        def _generate_examples(self, split):
+            for i in range(6):
+                image = np.full((8, 8, 1), i, np.uint8)
+                yield i, {"id": f"{split}_{i}", "image": image, "label": i % 2}
+
+    for _ in range(2):
+        builder = Tiny(data_dir=tmp_path, file_format="array_record")
+        (images, labels, positions), (tests, _, _), num_classes = prepared.load(builder, 4)
+        assert num_classes == 2
+        np.testing.assert_array_equal(images[:][:, 0, 0, 0], positions)
+        np.testing.assert_array_equal(labels, positions % 2)
+        assert images.shape == tests.shape == (6, 4, 4, 1)
+    (file,) = tmp_path.rglob("*train*array_record*")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"tiny/1.*cannot be read.*Delete that folder"):
+        prepared.load(Tiny(data_dir=tmp_path, file_format="array_record"), 4)

@@ -41,6 +41,12 @@ def linear(variables, images, *, is_training, mutable, rngs):
     return images @ variables["params"]["w"], {"batch_stats": statistics}
 
 
+LOSSES_FN = step.make_losses_fn(linear)
+jitted_step = jax.jit(
+    step.train_step, static_argnames=("losses_fn", "num_parts", "num_microbatches")
+)
+
+
 @pytest.mark.parametrize("smoothing", [0, 0.3])
 def test_losses_are_cross_entropies_with_smoothed_targets(smoothing):
     losses_fn = step.make_losses_fn(linear, smoothing)
@@ -54,16 +60,14 @@ def test_losses_are_cross_entropies_with_smoothed_targets(smoothing):
 
 
 def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole():
-    losses_fn = step.make_losses_fn(linear)
-
     def loss_fn(*arguments):
-        losses, others = losses_fn(*arguments)
+        losses, others = LOSSES_FN(*arguments)
         return losses.mean(), others
 
     whole = jax.value_and_grad(loss_fn, has_aux=True)
     arguments = PARAMS, {"mean": jnp.zeros([])}, BATCH, KEY
-    (loss, (logits, stats)), grads = step.in_parts(whole, 4)(*arguments)
-    (expected, (whole_logits, whole_stats)), whole_grads = whole(*arguments)
+    (loss, (logits, stats)), grads = jax.jit(step.in_parts(whole, 4))(*arguments)
+    (expected, (whole_logits, whole_stats)), whole_grads = jax.jit(whole)(*arguments)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(grads["w"], whole_grads["w"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(logits, whole_logits, rtol=1e-6)
@@ -71,13 +75,13 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole():
 
 
 def test_micro_batches_give_the_mean_and_the_gradient_of_each():
-    losses_fn = step.make_losses_fn(linear)
     arguments = PARAMS, {"mean": jnp.zeros([])}, BATCH, KEY
-    (loss, (logits, stats)), grads, of_each = step.in_microbatches(losses_fn, 2)(*arguments)
+    take = jax.jit(step.in_microbatches(LOSSES_FN, 2))
+    (loss, (logits, stats)), grads, of_each = take(*arguments)
 
     def loss_of_half(params, i):
         half = Batch(*(x[i::2] for x in BATCH))
-        return losses_fn(params, *arguments[1:2], half, KEY)[0].mean()
+        return LOSSES_FN(params, *arguments[1:2], half, KEY)[0].mean()
 
     halves = [jax.value_and_grad(loss_of_half)(PARAMS, i) for i in range(2)]
     np.testing.assert_allclose(loss, np.mean([value for value, _ in halves]), rtol=1e-5)
@@ -102,9 +106,7 @@ def linear_state(method, tx, trajectory=None):
 
 def train_step(state, previous=BATCH, **kwargs):
     kwargs = {"epoch": 8} | kwargs
-    return step.train_step(
-        state, BATCH, previous, (KEY, KEY), step.make_losses_fn(linear), **kwargs
-    )
+    return jitted_step(state, BATCH, previous, (KEY, KEY), LOSSES_FN, **kwargs)
 
 
 @pytest.mark.parametrize("method", ["saf", "mesa"])
@@ -152,9 +154,7 @@ def shapes_of_step(options, data, method):
     return state, *jax.make_jaxpr(trainer.task.train_step, return_shape=True)(state, batch, batch)
 
 
-@pytest.mark.parametrize(
-    "method", ["base", "saf", "mesa", "arsam", "budgeted_sam", "m_sam", "ausam", "wsam"]
-)
+@pytest.mark.parametrize("method", ["base", "mesa", "arsam", "budgeted_sam", "ausam"])
 def test_methods_of_every_kind_take_a_step(method, digits):
     state, _, (new_state, loss) = shapes_of_step(TINY, digits, method)
     assert loss.shape == ()
