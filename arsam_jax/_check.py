@@ -173,6 +173,24 @@ def checked_ascent(ascent: Any) -> optax.GradientTransformationExtraArgs:
     )
 
 
+def checked_mask(mask: Any, params: Any) -> Any:
+    """The tree of bools that a mask is or makes from the parameters.
+
+    Raises:
+      ValueError: unless it has the structure of the parameters and selects at least one of them.
+    """
+    found = mask(params) if callable(mask) else mask
+    same = jax.tree.structure(found) == jax.tree.structure(params)
+    if not (same and all(isinstance(x, bool) for x in jax.tree.leaves(found))):
+        raise ValueError(
+            "mask must be a tree of bools like the parameters, or a function that returns one,"
+            f" got {found!r}."
+        )
+    if jax.tree.leaves(params) and not any(jax.tree.leaves(found)):
+        raise ValueError(f"mask must select at least one parameter, got {found!r}.")
+    return found
+
+
 class GradientObserver(NamedTuple):
     """A ``grad_fn`` that shows ``check_wiring`` the gradients that reach the transformation."""
 

@@ -11,6 +11,7 @@ exclude parameters from the perturbation belong here::
 The masks of sparse SAM are in ``arsam_jax.sparse``.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import chex
@@ -147,3 +148,148 @@ def random_mask(
         return RandomMaskState(_random.make_key(seed, "ascent.random_mask"))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore
+
+
+class PreconditionState(NamedTuple):
+    """State of ``precondition``.
+
+    Attributes:
+      num_gradients: int32 scalar, the number of gradients so far.
+      second_moment: the moving average of g², shaped like the parameters.
+    """
+
+    num_gradients: jax.Array
+    second_moment: chex.ArrayTree
+
+
+def precondition(decay: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    r"""Divides a gradient by the root of its second moment, as Adam does.
+
+    :math:`g / (\sqrt{\hat v} + \epsilon)` with :math:`v \leftarrow \beta v + (1 - \beta) g^2` and
+    Adam's correction of its start. In front of ``normalize()`` it is the preconditioned
+    perturbation that the authors of functional SAM propose for language models, with ‖ε‖ = ρ.
+    (Their text could only be read in part. A public implementation divides by the norm of the
+    gradient before the preconditioning, which leaves the length of ε open.) Keeps one buffer shaped
+    like the parameters, which is updated on sampled steps only.
+
+    Args:
+      decay: β in [0, 1).
+      eps: ε > 0, added to the root.
+
+    References:
+      Singh et al., Avoiding spurious sharpness minimization broadens applicability of SAM (arXiv
+      2502.02407).
+    """
+    _check.check_number("decay", decay, low=0, below=1)
+    _check.check_number("eps", eps, above=0)
+
+    def init_fn(params):
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(jnp.real(p)), params)
+        return PreconditionState(jnp.zeros([], jnp.int32), zeros)
+
+    def update_fn(updates, state, params=None):
+        del params
+        count = jnp.asarray(optax.safe_increment(state.num_gradients))
+
+        def moment(v, g):
+            old = jnp.asarray(decay, v.dtype)
+            return old * v + (1 - old) * jnp.real(g * jnp.conj(g))
+
+        second_moment = jax.tree.map(moment, state.second_moment, updates)
+
+        def divided(g, v):
+            correction = 1 - jnp.asarray(decay, v.dtype) ** count.astype(v.dtype)
+            return g / (jnp.sqrt(v / correction) + jnp.asarray(eps, v.dtype)).astype(g.dtype)
+
+        return jax.tree.map(divided, updates, second_moment), PreconditionState(
+            count, second_moment
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def merged_lora(
+    scale: float = 1.0, *, factors: tuple[str, str] = ("a", "b")
+) -> optax.GradientTransformation:
+    r"""FMLoRA's direction: SAM in the space of the merged weights, for LoRA factors.
+
+    For merged weights :math:`W = W_0 + s\, a b` with factors a (inputs, r) and b (r, outputs), the
+    gradient by b gives :math:`\hat G = \frac1s\, a (a^\top a)^{-1} \nabla_b L`, the part of
+    :math:`\nabla_W L` in the column space of a. SAM's perturbation of the merged weights,
+    :math:`\rho\, \hat G / \|\hat G\|` with one norm over all pairs, is transferred to b:
+
+    .. math::
+        \varepsilon_b = \frac{\rho}{s}\,
+        \frac{(a^\top a)^{-1} \nabla_b L}{\sqrt{\sum \langle \nabla_b L,
+        (a^\top a)^{-1} \nabla_b L \rangle}}, \qquad \varepsilon_a = 0.
+
+    Perturbing a and b each by its own gradient, as plain SAM does, mixes the two perturbations in
+    the product. All other parameters are not perturbed. Costs one r × r solve for each pair.
+
+    Args:
+      scale: s > 0, α / r in LoRA's notation.
+      factors: the names of a and b in the mappings that hold them: ``("lora_a", "lora_b")`` for
+        ``flax.nnx.LoRA``. a has shape (inputs, r), b (r, outputs).
+
+    Raises:
+      ValueError: when it is used, if the parameters hold no pair of these names, or one of other
+        shapes.
+
+    References:
+      Deng et al., Efficiently Seeking Flat Minima for Better Generalization in Fine-Tuning Large
+      Language Models and Beyond (arXiv 2508.00522). No code was available; the formula is derived
+      from its idea that a perturbation of the merged weights is transferred to one factor.
+    """
+    _check.check_number("scale", scale, above=0)
+
+    def is_pair(node):
+        return isinstance(node, Mapping) and all(name in node for name in factors)
+
+    def init_fn(params):
+        pairs = [x for x in jax.tree.leaves(params, is_leaf=is_pair) if is_pair(x)]
+        for pair in pairs:
+            a, b = (jax.tree.leaves(pair[name])[0] for name in factors)
+            if not (a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]):
+                raise ValueError(
+                    f"factors {factors} must have shapes (inputs, r) and (r, outputs), got"
+                    f" {a.shape} and {b.shape}."
+                )
+        if jax.tree.leaves(params) and not pairs:
+            raise ValueError(
+                f"factors must name the two LoRA factors of a mapping in the parameters, got"
+                f" {factors}. The parameters are {jax.tree.structure(params)}."
+            )
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None):
+        if params is None:
+            raise ValueError("merged_lora needs params.")
+        nodes, structure = jax.tree.flatten(updates, is_leaf=is_pair)
+        weights = structure.flatten_up_to(params)
+        solved, squares = [], jnp.zeros([], _tree.scalar_dtype(updates))
+        for node, pair in zip(nodes, weights, strict=True):
+            direction = jax.tree.map(jnp.zeros_like, node)
+            if is_pair(node):
+                (a,), (grad_b,) = (
+                    jax.tree.leaves(pair[factors[0]]),
+                    jax.tree.leaves(node[factors[1]]),
+                )
+                gram = jnp.matmul(a.T, a, precision="highest")
+                ridge = 1e-6 * jnp.trace(gram) / len(gram) + jnp.finfo(gram.dtype).tiny
+                eye = jnp.eye(len(gram), dtype=gram.dtype)
+                x = jnp.linalg.solve(gram + ridge.astype(gram.dtype) * eye, grad_b)
+                squares += jnp.sum(grad_b * x).astype(squares.dtype)
+                direction = _with_leaf(direction, factors[1], x)
+            solved.append(direction)
+        factor = _tree.safe_divide(1.0, jnp.sqrt(squares)) / jnp.asarray(scale, squares.dtype)
+        return _tree.scale(factor, jax.tree.unflatten(structure, solved)), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _with_leaf(mapping, name, value):
+    """A copy of the mapping with another array under a name."""
+    structure = jax.tree.structure(mapping[name])
+    copy = jax.tree.map(lambda x: x, mapping)
+    copy[name] = jax.tree.unflatten(structure, [value])
+    return copy

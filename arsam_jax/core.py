@@ -51,6 +51,7 @@ def sharpness_aware(
       ``fisher_batch`` as well.
     * ``example_index``, int (batch,): the positions of the examples in the data set, for AUSAM.
     * ``previous_grad_fn``: the ``grad_fn`` of the previous mini-batch, for SAMPa.
+    * ``direction``, shaped like the parameters: for methods that perturb along a given direction.
     * ``microbatch_grads``: the gradients of the micro-batches, if the step has them, for m-SAM.
     * ``measure``, a Python bool: True fills all of ``Metrics``.
 

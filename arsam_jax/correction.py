@@ -245,6 +245,24 @@ def subtract_orthogonal(alpha: Any) -> Correction:
     return _keeping_nothing(updates_of)
 
 
+@described
+def rescale() -> Correction:
+    r"""Stabilized SAM: returns g_A with the norm of g, :math:`(\|g\| / \|g_A\|)\, g_A`.
+
+    On steps without a perturbed gradient it returns g. Keeps nothing.
+
+    References:
+      Tan et al., Stabilizing Sharpness-aware Minimization Through A Simple Renormalization Strategy
+      (arXiv 2401.07250).
+    """
+
+    def updates_of(grads, perturbed_grads):
+        ratio = _tree.safe_divide(_tree.norm(grads), _tree.norm(perturbed_grads))
+        return _tree.scale(ratio, perturbed_grads)
+
+    return _keeping_nothing(updates_of)
+
+
 def _zeros_like(params: Any, dtype: Any) -> Any:
     if dtype is not None and any(jnp.iscomplexobj(p) for p in jax.tree.leaves(params)):
         raise ValueError(f"reuse_dtype must be None for complex parameters, got {dtype!r}.")

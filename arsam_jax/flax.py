@@ -21,6 +21,7 @@ _as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # as_pure is its name from
 _EXTRA_ARGS = {
     "axis_name",
     "batch",
+    "direction",
     "example_index",
     "example_loss_fn",
     "fisher_batch",
@@ -60,6 +61,7 @@ class TrainState(train_state.TrainState):
           **kwargs: names of fields of the state (``batch_stats=...``) replace those fields. The
             others are extra arguments of ``tx.update``: ``grad_fn``, ``previous_grad_fn``,
             ``value_fn``, ``example_loss_fn``, ``batch``, ``fisher_batch``, ``example_index``,
+            ``direction``,
             ``microbatch_grads``, ``axis_name``, ``measure``, and optax's ``value`` and ``grad``. An
             optimizer without extra arguments ignores them.
 

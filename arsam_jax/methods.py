@@ -746,6 +746,100 @@ def sparse_sam(
     return sharpness_aware(rho, probe=probes.perturb(direction))
 
 
+def masked_sam(rho: RadiusLike, mask: Any) -> _Transform:
+    r"""SAM that perturbs only some of the parameters, chosen by name.
+
+    The norm is that of the selected parameters. Costs 2, keeps nothing. Inside jit XLA does not
+    compute those parts of the clean gradient that nothing reads: with only the output layer
+    selected (logits-SAM) that is the backward pass through all other layers. A mask that selects
+    everything is SAM.
+
+    Args:
+      rho: the radius.
+      mask: a function from parameters to a tree of bools, such as ``masks.normalization()``
+        (SAM-ON) or ``masks.matching("head")``, or such a tree. With optax.inject_hyperparams name
+        it in static_args.
+
+    Example::
+
+        tx = optax.chain(
+            arsam_jax.masked_sam(0.1, arsam_jax.masks.normalization()), optax.adamw(1e-3)
+        )
+
+    References:
+      SAM-ON: Mueller et al. (arXiv 2306.04226) and its official code. Logits-SAM (arXiv
+      2603.18258).
+    """
+    return sharpness_aware(rho, probe=probes.perturb(mask=mask))
+
+
+def preconditioned_sam(rho: RadiusLike, *, decay: float = 0.999, eps: float = 1e-8) -> _Transform:
+    r"""SAM with :math:`\varepsilon = \rho\, u / \|u\|`, :math:`u = g / (\sqrt{\hat v} + \epsilon)`.
+
+    v is the moving average of g², as in Adam (``ascent.precondition``). Use it with the ``grad_fn``
+    of ``functional.value_and_grad`` for the preconditioned functional SAM of the paper. Costs 2,
+    keeps 1.
+
+    Args:
+      rho: the radius.
+      decay: β in [0, 1), of v.
+      eps: ε > 0.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.preconditioned_sam(0.1), optax.adamw(1e-3))
+
+    References:
+      Singh et al., Avoiding spurious sharpness minimization broadens applicability of SAM (arXiv
+      2502.02407).
+    """
+    direction = optax.chain(ascent.precondition(decay, eps), ascent.normalize())
+    return sharpness_aware(rho, probe=probes.perturb(direction))
+
+
+def stabilized_sam(rho: RadiusLike) -> _Transform:
+    r"""Stabilized SAM: returns :math:`(\|g\| / \|g_A\|)\, g_A`.
+
+    Costs 2, keeps nothing. For a loss whose gradient has the same norm everywhere it is SAM.
+
+    Args:
+      rho: the radius.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.stabilized_sam(0.1), optax.sgd(0.1, momentum=0.9))
+
+    References:
+      Tan et al., Stabilizing Sharpness-aware Minimization Through A Simple Renormalization Strategy
+      (arXiv 2401.07250).
+    """
+    return sharpness_aware(rho, correction=correction.rescale())
+
+
+def directed_sam(rho: RadiusLike) -> _Transform:
+    r"""SAM along a direction d that the caller gives: :math:`g_A = \nabla L(w + \rho\, d / \|d\|)`.
+
+    Needs the extra argument ``direction``, shaped like the parameters (``probe.along_direction``):
+    the gradient of an earlier step (AsyncSAM), or the difference of the last two global models in
+    federated learning (FedLESAM). Costs 1 inside jit, where XLA drops the backward pass at w, which
+    nothing reads. Keeps nothing. With d = g it is SAM, with d = 0 the base optimizer.
+
+    Args:
+      rho: the radius.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.directed_sam(0.1), optax.sgd(0.1))
+        updates, opt_state = tx.update(
+            grads, opt_state, params, grad_fn=grad_fn, direction=previous_grads
+        )
+
+    References:
+      AsyncSAM (arXiv 2503.11147); FedLESAM: Fan et al. (ICML 2024).
+    """
+    return sharpness_aware(rho, probe=probes.along_direction())
+
+
 class Method(NamedTuple):
     """A method, and what a program that runs any of them has to know.
 
@@ -779,6 +873,10 @@ METHODS = {
     "final_phase_sam": Method(final_phase_sam),
     "esam": Method(esam, gradients=None, needs=_EXAMPLES, is_local=True),
     "sparse_sam": Method(sparse_sam, needs=_EXAMPLES),
+    "masked_sam": Method(masked_sam),
+    "preconditioned_sam": Method(preconditioned_sam),
+    "stabilized_sam": Method(stabilized_sam),
+    "directed_sam": Method(directed_sam, gradients=1, needs=("direction",), reads_grads=False),
     "gradient_norm_penalty": Method(gradient_norm_penalty),
     "asam": Method(asam),
     "gsam": Method(gsam),

@@ -1,7 +1,7 @@
 """Probes: how the perturbed gradient of a sampled step is taken."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -18,6 +18,10 @@ _EXAMPLE_CALL = """
     def previous_grad_fn(params):  # the previous mini-batch; on the first step any
         return jax.grad(loss_fn)(params, previous_batch)
     tx.update(grads, opt_state, params, grad_fn=grad_fn, previous_grad_fn=previous_grad_fn)"""
+
+
+_DIRECTION = """
+    tx.update(grads, opt_state, params, grad_fn=grad_fn, direction=direction)  # like params"""
 
 
 class Probe(NamedTuple):
@@ -51,6 +55,8 @@ class Probe(NamedTuple):
 @described
 def perturb(
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+    *,
+    mask: Any = None,
 ) -> Probe:
     r"""The gradient at the perturbed point, :math:`\nabla L(w + \rho\,\mathrm{ascent}(g))`.
 
@@ -60,17 +66,27 @@ def perturb(
 
     Args:
       ascent: maps the gradient to the direction of the perturbation.
+      mask: which parameters are perturbed: a function from parameters to a tree of bools (see
+        ``arsam_jax.masks``), or such a tree; None for all. The ascent gets the gradient of the
+        others as 0. They enter ``grad_fn`` unchanged, so that XLA need not compute again, inside
+        jit and without a ``lax.cond``, what depends on them alone.
 
     Returns:
       A probe that costs one evaluation of ``grad_fn`` and keeps only the state of ``ascent``.
+
+    Raises:
+      ValueError: when it is used, for a mask that is not a tree of bools like the parameters, or
+        that selects none of them.
     """
-    return multi_step(1, ascent)
+    return multi_step(1, ascent, mask=mask)
 
 
 @described
 def multi_step(
     num_steps: int,
     ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+    *,
+    mask: Any = None,
 ) -> Probe:
     r"""Repeats the ascent, :math:`w_{j+1} = w_j + (\rho / n)\,\mathrm{ascent}(\nabla L(w_j))`.
 
@@ -80,6 +96,7 @@ def multi_step(
     Args:
       num_steps: n >= 1, a Python integer.
       ascent: maps a gradient to a direction.
+      mask: which parameters are perturbed, see ``perturb``.
 
     Returns:
       A probe that costs n evaluations of ``grad_fn``.
@@ -87,15 +104,34 @@ def multi_step(
     _check.check_static("num_steps", num_steps)
     _check.check_integer("num_steps", num_steps, low=1)
     num_steps = int(num_steps)  # It may be a NumPy integer.
+    if isinstance(mask, jax.Array):
+        _check.check_static("mask", mask, "a tree of bools or a function that makes it")
     ascent = _check.checked_ascent(ascent)
+
+    def selected(chosen, others, params):
+        if mask is None:
+            return chosen
+        kept = _check.checked_mask(mask, params)
+        return jax.tree.map(lambda keep, x, y: x if keep else y, kept, chosen, others)
+
+    def init_fn(params):
+        selected(params, params, params)  # raises for a wrong mask
+        return ascent.init(params)
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
         def climb(carry, _):
             point, grads, state = carry
+            zeros = jax.tree.map(jnp.zeros_like, grads)
             direction, state = ascent.update(
-                grads, state, point, rho=rho, grad_fn=grad_fn, **extra_args
+                selected(grads, zeros, params),
+                state,
+                point,
+                rho=rho,
+                grad_fn=grad_fn,
+                **extra_args,
             )
-            point = _tree.add(point, _tree.scale(rho / num_steps, direction))
+            moved = _tree.add(point, _tree.scale(rho / num_steps, direction))
+            point = selected(moved, point, params)
             return (point, _tree.cast_like(grad_fn(point), grads), state), None
 
         carry = (_tree.widen(params), grads, state)
@@ -105,7 +141,7 @@ def multi_step(
             (_, perturbed_grads, state), _ = jax.lax.scan(climb, carry, length=num_steps)
         return perturbed_grads, state
 
-    return Probe(ascent.init, update_fn)
+    return Probe(init_fn, update_fn)
 
 
 @described
@@ -385,45 +421,105 @@ class MomentumState(NamedTuple):
 
     Attributes:
       momentum: v, the momentum of the perturbed gradients, shaped like the parameters.
+      ascent: state of the ascent.
     """
 
     momentum: Any
+    ascent: Any
 
 
 @described
-def momentum(decay: float = 0.9) -> Probe:
-    r"""Momentum-SAM: the perturbation follows the momentum, so there is no second gradient.
+def momentum(
+    decay: float = 0.9,
+    *,
+    sign: Literal[-1, 1] = -1,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+) -> Probe:
+    r"""The perturbation follows the momentum of the perturbed gradients: no second gradient.
 
     .. math::
-        g_A = \nabla L(w - \rho\, v / \|v\|), \qquad v \leftarrow \mu v + g_A.
+        g_A = \nabla L(w \mp \rho\, \mathrm{ascent}(v)), \qquad v \leftarrow \mu v + g_A.
 
-    The sign is that of the authors' paper and code: a step along the momentum has overshot where
-    the curvature is high. Keeps one buffer shaped like the parameters.
+    With the sign −1 it is Momentum-SAM, as in the authors' paper and code: a step along the
+    momentum has overshot where the curvature is high. With the sign +1 and μ = 0 the perturbation
+    is along the gradient of the previous step, as in AsyncSAM. With the sign +1 and
+    ``ascent.merged_lora`` it is the one-gradient version of FMLoRA. On the first step v is 0 and
+    the gradient is taken at w. Keeps one buffer shaped like the parameters.
 
     Args:
       decay: μ in [0, 1), usually that of the base optimizer.
+      sign: −1 or 1.
+      ascent: maps the momentum to the direction of the perturbation.
 
     Returns:
       A probe that costs one gradient and does not read ``grads``, whose computation XLA then drops.
 
     References:
-      Becker et al., Momentum-SAM (arXiv 2401.12033).
+      Becker et al., Momentum-SAM (arXiv 2401.12033); AsyncSAM (arXiv 2503.11147).
     """
     _check.check_number("decay", decay, low=0, below=1)
+    if sign not in (-1, 1):
+        raise ValueError(f"sign must be -1 or 1, got {sign!r}.")
+    ascent = _check.checked_ascent(ascent)
 
     def init_fn(params):
-        return MomentumState(jax.tree.map(jnp.zeros_like, _tree.widen(params)))
+        zeros = jax.tree.map(jnp.zeros_like, _tree.widen(params))
+        return MomentumState(zeros, ascent.init(params))
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
-        del grads, extra_args
-        norm = _tree.norm(state.momentum)
-        scale = jnp.asarray(-rho, norm.dtype) * _tree.safe_divide(1.0, norm)
-        point = _tree.add(_tree.widen(params), _tree.scale(scale, state.momentum))
-        perturbed_grads = grad_fn(point)
+        del grads
+        direction, ascent_state = ascent.update(
+            state.momentum,
+            state.ascent,
+            _tree.widen(params),
+            rho=rho,
+            grad_fn=grad_fn,
+            **extra_args,
+        )
+        step = _tree.scale(sign, _tree.scale(rho, direction))
+        perturbed_grads = grad_fn(_tree.add(_tree.widen(params), step))
         velocity = _tree.add(_tree.scale(decay, state.momentum), perturbed_grads)
-        return perturbed_grads, MomentumState(velocity)
+        return perturbed_grads, MomentumState(velocity, ascent_state)
 
     return Probe(init_fn, update_fn, reads_grads=False)
+
+
+@described
+def along_direction(
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+) -> Probe:
+    r"""The perturbation is along a direction that the caller gives: no second gradient.
+
+    :math:`g_A = \nabla L(w + \rho\,\mathrm{ascent}(d))` with the extra argument ``direction`` of
+    the update, d, shaped like the parameters. Examples are the gradient of an earlier step
+    (AsyncSAM), and in federated learning the difference of the last two global models (FedLESAM).
+
+    Args:
+      ascent: maps d to the direction of the perturbation.
+
+    Returns:
+      A probe that costs one gradient and does not read ``grads``, whose computation XLA then drops.
+
+    References:
+      AsyncSAM (arXiv 2503.11147); Fan et al., Locally Estimated Global Perturbations are Better
+      than Local Perturbations for Federated Sharpness-aware Minimization (FedLESAM, ICML 2024).
+    """
+    ascent = _check.checked_ascent(ascent)
+
+    def update_fn(grads, state, params, /, *, rho, grad_fn, direction=None, **extra_args):
+        del grads
+        if direction is None:
+            raise _check.MissingArgumentError(
+                "direction", f"This method needs direction.{_DIRECTION}"
+            )
+        _check.check_same_shapes("direction", direction, "params", params)
+        point = _tree.widen(params)
+        towards, state = ascent.update(
+            _tree.cast_like(direction, point), state, point, rho=rho, grad_fn=grad_fn, **extra_args
+        )
+        return grad_fn(_tree.add(point, _tree.scale(rho, towards))), state
+
+    return Probe(ascent.init, update_fn, reads_grads=False)
 
 
 class AuxiliarySequenceState(NamedTuple):
