@@ -1,8 +1,8 @@
 """Which parameters are perturbed, by their names: masks for ``masked_sam`` and ``probe.perturb``.
 
 A mask is a function from parameters to a tree of bools, True where a parameter is perturbed. Names
-are the paths of the leaves, such as "Dense_0/kernel" in Flax or "layers/0/norm/weight" in Equinox,
-in lower case. Write your own mask as any function of the parameters.
+are the paths of the leaves in lower case: "layernorm_0/scale" in Flax Linen, "norm/scale/value" in
+Flax NNX, "layers/0/norm/weight" in Equinox. Write your own mask as any function of the parameters.
 """
 
 import re
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+
+from arsam_jax import _check, _tree
 
 Mask = Callable[[Any], Any]
 
@@ -33,17 +35,15 @@ def matching(pattern: str) -> Mask:
     regex = re.compile(pattern)
 
     def mask(params):
-        def matches(path, leaf):
-            del leaf
-            name = jax.tree_util.keystr(path, simple=True, separator="/").lower()
-            return regex.search(name) is not None
-
-        found = jax.tree_util.tree_map_with_path(matches, params)
-        if jax.tree.leaves(params) and not any(jax.tree.leaves(found)):
-            paths = jax.tree_util.tree_leaves_with_path(params)
-            names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-            raise ValueError(f"No parameter matches {pattern!r}. Their names are {names}.")
-        return found
+        _check.check_static("mask", params, "called with parameters that have names")
+        names = _tree.names(params)
+        found = [regex.search(name.lower()) is not None for name in names]
+        if names and not any(found):
+            raise ValueError(
+                f"pattern must match the name of a parameter, got {pattern!r}. The names are"
+                f" {_check.list_some([name.lower() for name in names], most=20)}."
+            )
+        return jax.tree.unflatten(jax.tree.structure(params), found)
 
     return mask
 
@@ -63,4 +63,4 @@ def normalization() -> Mask:
 
 def without_biases() -> Mask:
     """Perturbs all parameters but those named "bias" or "b"."""
-    return matching(r"^(?!(.*/)?(bias|b)$)")
+    return matching(r"^(?!(.*/)?(bias|b)(/value)?$)")

@@ -778,12 +778,12 @@ def preconditioned_sam(rho: RadiusLike, *, decay: float = 0.999, eps: float = 1e
 
     v is the moving average of g², as in Adam (``ascent.precondition``). Use it with the ``grad_fn``
     of ``functional.value_and_grad`` for the preconditioned functional SAM of the paper. Costs 2,
-    keeps 1.
+    keeps 1. A very large ϵ gives SAM.
 
     Args:
       rho: the radius.
       decay: β in [0, 1), of v.
-      eps: ε > 0.
+      eps: ϵ > 0, added to the root.
 
     Example::
 
@@ -820,9 +820,9 @@ def directed_sam(rho: RadiusLike) -> _Transform:
     r"""SAM along a direction d that the caller gives: :math:`g_A = \nabla L(w + \rho\, d / \|d\|)`.
 
     Needs the extra argument ``direction``, shaped like the parameters (``probe.along_direction``):
-    the gradient of an earlier step (AsyncSAM), or the difference of the last two global models in
-    federated learning (FedLESAM). Costs 1 inside jit, where XLA drops the backward pass at w, which
-    nothing reads. Keeps nothing. With d = g it is SAM, with d = 0 the base optimizer.
+    the gradient of an earlier step (AsyncSAM), or in federated learning the last but one global
+    model minus the last one (FedLESAM). Costs 1 inside jit, where XLA drops the backward pass at w,
+    which nothing reads. Keeps nothing. With d = g it is SAM, with d = 0 the base optimizer.
 
     Args:
       rho: the radius.

@@ -237,6 +237,7 @@ def test_empty_params(name):
         {},
         grad_fn=lambda p: p,
         previous_grad_fn=lambda p: p,
+        direction={},
         example_loss_fn=lambda p, b: b,
         batch=jnp.ones(2),
         example_index=jnp.arange(2),
@@ -299,6 +300,7 @@ def test_value_fn_is_accepted_for_grad_fn(name):
     common = {"example_loss_fn": example_loss_fn, "batch": batch}
     common["example_index"] = example_index(batch)
     common["previous_grad_fn"] = lambda p: jax.grad(loss_fn)(p, batch)
+    common["direction"] = params
     by_value = tx.update(*args, value_fn=lambda p: loss_fn(p, batch), **common)
     by_grad = tx.update(*args, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), **common)
     assert_bits_equal(by_value, by_grad)
