@@ -264,7 +264,7 @@ def merged_lora(
       Language Models and Beyond (arXiv 2508.00522), equations 10 to 15, and the authors' code. The
       paper's equation 13 also multiplies by the signs of the gradient. The code does not, nor does
       this function. A pseudo-inverse is computed here by solving with a Gram matrix, to whose
-      diagonal 10⁻⁶ of its mean is added.
+      diagonal 8 units of rounding of its mean (10⁻⁶ in float32) are added.
     """
     _check.check_number("scale", scale, above=0)
     if not (
@@ -341,5 +341,7 @@ def _solve(gram, right):
     """The solution of a system with a Gram matrix; 0 where both are 0."""
     size = gram.shape[-1]
     mean = jnp.trace(gram, axis1=-2, axis2=-1) / size
-    ridge = (1e-6 * mean + jnp.finfo(gram.dtype).tiny).astype(gram.dtype)
-    return jnp.linalg.solve(gram + ridge[..., None, None] * jnp.eye(size, dtype=gram.dtype), right)
+    limits = jnp.finfo(gram.dtype)
+    ridge = (8 * limits.eps * mean + limits.tiny).astype(gram.dtype)[..., None, None]
+    eye = jnp.broadcast_to(jnp.eye(size, dtype=gram.dtype), gram.shape)
+    return jnp.linalg.solve(gram + ridge * eye, right)

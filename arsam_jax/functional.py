@@ -40,10 +40,12 @@ def value_and_grad(
     """The loss and its gradient, and the ``grad_fn`` of functional SAM.
 
     The returned ``grad_fn`` closes over the derivative of the loss by the outputs. A sampled step
-    therefore costs 2 gradients, as SAM's does: one more forward and backward pass. A step that is
-    not sampled costs 1. The derivative has the size of the outputs (batch × length × vocabulary for
-    a language model) and stays in memory until the step is done. At ``params`` itself ``grad_fn``
-    returns the gradient, which ``check_wiring`` compares.
+    therefore costs 2 gradients, as SAM's does: one more forward and backward pass. Inside ``jit``
+    it costs less than that by the last forward product, because the second pass does not need the
+    outputs. With a large vocabulary this product is a large part. A step that is not sampled costs
+    1. The derivative has the size of the outputs (batch × length × vocabulary for a language model)
+    and stays in memory until the step is done. At ``params`` itself ``grad_fn`` returns the
+    gradient, which ``check_wiring`` compares.
 
     Methods that take their second gradient from ``example_loss_fn`` (``esam``, ``m_sam``,
     ``k_sam``, ``ausam``) do not use ``grad_fn``, so they stay the ordinary methods.

@@ -749,9 +749,11 @@ def sparse_sam(
 def masked_sam(rho: RadiusLike, mask: Any) -> _Transform:
     r"""SAM that perturbs only some of the parameters, chosen by name.
 
-    The norm is that of the selected parameters. Costs 2, keeps nothing. Inside jit XLA does not
-    compute those parts of the clean gradient that nothing reads: with only the output layer
-    selected (logits-SAM) that is the backward pass through all other layers. A mask that selects
+    The norm is that of the selected parameters. Costs at most 2, keeps nothing. Inside jit XLA
+    leaves out the parts of the clean gradient that nothing reads, and takes the forward pass in
+    front of the first perturbed layer once. With only the output layer of three selected
+    (logits-SAM), a step takes 10 matrix products, where the base optimizer takes 8 and SAM 16. With
+    another correction or sampling than ``masked_sam`` has, it costs 2. A mask that selects
     everything is SAM.
 
     Args:
