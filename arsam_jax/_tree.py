@@ -56,6 +56,12 @@ def cast_within(tree: Any, like: Any) -> Any:
     return jax.tree.map(cast, tree, like)
 
 
+def names(tree: Any) -> list[str]:
+    """The path of each leaf, its keys joined by "/"."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
 def scale(factor: chex.Numeric, tree: Any) -> Any:
     """``factor * tree``, in the dtypes of ``tree``."""
     return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, tree)
@@ -97,19 +103,19 @@ def dot(a: Any, b: Any) -> jax.Array:
 
 def norm(tree: Any) -> jax.Array:
     """Euclidean norm over all leaves, accumulated in at least float32; its derivative at 0 is 0."""
-    return _root(dot(tree, tree))
+    return root(dot(tree, tree))
 
 
 @jax.custom_jvp
-def _root(square):
+def root(square):
     """A square root alone: what else read the sum would have XLA add it up anew for each leaf."""
     return jnp.sqrt(square)
 
 
-@_root.defjvp
+@root.defjvp
 def _root_jvp(primals, tangents):
-    root = _root(*primals)
-    return root, tangents[0] * safe_divide(jnp.asarray(0.5, root.dtype), root)
+    value = root(*primals)
+    return value, tangents[0] * safe_divide(jnp.asarray(0.5, value.dtype), value)
 
 
 def is_finite(tree: Any) -> jax.Array:

@@ -11,7 +11,7 @@ exclude parameters from the perturbation belong here::
 The masks of sparse SAM are in ``arsam_jax.sparse``.
 """
 
-from collections.abc import Mapping
+import functools
 from typing import Literal, NamedTuple
 
 import chex
@@ -154,8 +154,8 @@ class PreconditionState(NamedTuple):
     """State of ``precondition``.
 
     Attributes:
-      num_gradients: int32 scalar, the number of gradients so far.
-      second_moment: the moving average of g², shaped like the parameters.
+      num_gradients: int32 scalar, n, the number of gradients so far.
+      second_moment: v, the moving average of g², real and shaped like the parameters.
     """
 
     num_gradients: jax.Array
@@ -165,16 +165,30 @@ class PreconditionState(NamedTuple):
 def precondition(decay: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
     r"""Divides a gradient by the root of its second moment, as Adam does.
 
-    :math:`g / (\sqrt{\hat v} + \epsilon)` with :math:`v \leftarrow \beta v + (1 - \beta) g^2` and
-    Adam's correction of its start. In front of ``normalize()`` it is the preconditioned
-    perturbation that the authors of functional SAM propose for language models, with ‖ε‖ = ρ.
-    (Their text could only be read in part. A public implementation divides by the norm of the
-    gradient before the preconditioning, which leaves the length of ε open.) Keeps one buffer shaped
-    like the parameters, which is updated on sampled steps only.
+    .. math::
+        \frac{g}{\sqrt{\hat v} + \epsilon}, \qquad v \leftarrow \beta v + (1 - \beta)\, g^2, \qquad
+        \hat v = \frac{v}{1 - \beta^n}
+
+    after n gradients. In front of ``normalize()`` it is the preconditioned perturbation that the
+    authors of functional SAM propose for language models, with ‖ε‖ = ρ. β = 0 gives the sign of
+    the gradient, and a very large ϵ the gradient itself. v is updated on sampled steps only and
+    belongs to this transformation, so that any base optimizer can follow. The authors gave no code
+    that we could read, so the length of ε and where v comes from are our choice.
+
+    Keeps one buffer shaped like the parameters, of the dtype of the gradients that it gets (at
+    least float32 in a probe; real for complex parameters).
 
     Args:
       decay: β in [0, 1).
-      eps: ε > 0, added to the root.
+      eps: ϵ > 0, added to the root.
+
+    Returns:
+      An ascent whose state is a ``PreconditionState``.
+
+    Example::
+
+        direction = optax.chain(arsam_jax.ascent.precondition(), arsam_jax.ascent.normalize())
+        tx = arsam_jax.sharpness_aware(0.1, probe=arsam_jax.probe.perturb(direction))
 
     References:
       Singh et al., Avoiding spurious sharpness minimization broadens applicability of SAM (arXiv
@@ -199,7 +213,7 @@ def precondition(decay: float = 0.999, eps: float = 1e-8) -> optax.GradientTrans
 
         def divided(g, v):
             correction = 1 - jnp.asarray(decay, v.dtype) ** count.astype(v.dtype)
-            return g / (jnp.sqrt(v / correction) + jnp.asarray(eps, v.dtype)).astype(g.dtype)
+            return g / (_tree.root(v / correction) + jnp.asarray(eps, v.dtype)).astype(g.dtype)
 
         return jax.tree.map(divided, updates, second_moment), PreconditionState(
             count, second_moment
@@ -214,82 +228,120 @@ def merged_lora(
     r"""FMLoRA's direction: SAM in the space of the merged weights, for LoRA factors.
 
     For merged weights :math:`W = W_0 + s\, a b` with factors a (inputs, r) and b (r, outputs), the
-    gradient by b gives :math:`\hat G = \frac1s\, a (a^\top a)^{-1} \nabla_b L`, the part of
-    :math:`\nabla_W L` in the column space of a. SAM's perturbation of the merged weights,
-    :math:`\rho\, \hat G / \|\hat G\|` with one norm over all pairs, is transferred to b:
+    gradient by W is estimated from the gradients by a and b, and SAM's perturbation of W is
+    transferred to b alone:
 
     .. math::
-        \varepsilon_b = \frac{\rho}{s}\,
-        \frac{(a^\top a)^{-1} \nabla_b L}{\sqrt{\sum \langle \nabla_b L,
-        (a^\top a)^{-1} \nabla_b L \rangle}}, \qquad \varepsilon_a = 0.
+        \hat G = \frac{1}{2s} \big( (a^\top)^+ \nabla_b L + \nabla_a L\, (b^\top)^+ \big), \qquad
+        \varepsilon_b = \frac{\rho}{s}\, a^+ \frac{\hat G}{\|\hat G\|}, \qquad
+        \varepsilon_a = 0
 
-    Perturbing a and b each by its own gradient, as plain SAM does, mixes the two perturbations in
-    the product. All other parameters are not perturbed. Costs one r × r solve for each pair.
+    with pseudo-inverses :math:`(\cdot)^+` and one norm for each pair, as in the authors' code. All
+    other parameters are not perturbed. Plain SAM perturbs a and b each by its own gradient, and the
+    two perturbations mix in the product. If a and b are invertible, W moves by SAM's perturbation
+    :math:`\rho\, \nabla_W L / \|\nabla_W L\|`. If b is 0, as at the start, the second term is 0.
+
+    Costs two r × r solves and a few products of the size of a and b for each pair. No array has
+    the size of W. Keeps nothing.
 
     Args:
-      scale: s > 0, α / r in LoRA's notation.
-      factors: the names of a and b in the mappings that hold them: ``("lora_a", "lora_b")`` for
-        ``flax.nnx.LoRA``. a has shape (inputs, r), b (r, outputs).
+      scale: s > 0, α / r in LoRA's notation. (The authors' code uses 0.5.)
+      factors: the names of a and b in the paths of the parameters: ``("lora_a", "lora_b")`` for
+        ``flax.nnx.LoRA``. Two leaves whose paths differ by these names alone are a pair. Further
+        axes in front are further pairs, as in layers stacked for ``jax.lax.scan``.
 
     Raises:
-      ValueError: when it is used, if the parameters hold no pair of these names, or one of other
+      ValueError: in ``init``, if the parameters hold no pair of these names, or one of other
         shapes.
+
+    Example::
+
+        probe = arsam_jax.probe.perturb(arsam_jax.ascent.merged_lora(scale=2.0))
+        tx = optax.chain(arsam_jax.sharpness_aware(0.05, probe=probe), optax.adamw(1e-4))
 
     References:
       Deng et al., Efficiently Seeking Flat Minima for Better Generalization in Fine-Tuning Large
-      Language Models and Beyond (arXiv 2508.00522). No code was available; the formula is derived
-      from its idea that a perturbation of the merged weights is transferred to one factor.
+      Language Models and Beyond (arXiv 2508.00522), equations 10 to 15, and the authors' code. The
+      paper's equation 13 also multiplies by the signs of the gradient. The code does not, nor does
+      this function. A pseudo-inverse is computed here by solving with a Gram matrix, to whose
+      diagonal 8 units of rounding of its mean (10⁻⁶ in float32) are added.
     """
     _check.check_number("scale", scale, above=0)
-
-    def is_pair(node):
-        return isinstance(node, Mapping) and all(name in node for name in factors)
+    if not (
+        isinstance(factors, tuple)
+        and len(set(factors)) == 2
+        and all(isinstance(name, str) for name in factors)
+    ):
+        raise ValueError(f"factors must be the two names of a and b, got {factors!r}.")
 
     def init_fn(params):
-        pairs = [x for x in jax.tree.leaves(params, is_leaf=is_pair) if is_pair(x)]
-        for pair in pairs:
-            a, b = (jax.tree.leaves(pair[name])[0] for name in factors)
-            if not (a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]):
+        leaves = jax.tree.leaves(params)
+        pairs = _pairs(params, factors)
+        for place_a, place_b in pairs:
+            a, b = (jnp.shape(leaves[place]) for place in (place_a, place_b))
+            if len(a) < 2 or a[:-2] != b[:-2] or a[-1] != b[-2]:
                 raise ValueError(
                     f"factors {factors} must have shapes (inputs, r) and (r, outputs), got"
-                    f" {a.shape} and {b.shape}."
+                    f" {a} and {b}."
                 )
-        if jax.tree.leaves(params) and not pairs:
+        if leaves and not pairs:
             raise ValueError(
-                f"factors must name the two LoRA factors of a mapping in the parameters, got"
-                f" {factors}. The parameters are {jax.tree.structure(params)}."
+                f"factors must name the two LoRA factors in the paths of the parameters, got"
+                f" {factors!r} for {_check.list_some(_tree.names(params))}."
             )
         return optax.EmptyState()
 
     def update_fn(updates, state, params=None):
         if params is None:
-            raise ValueError("merged_lora needs params.")
-        nodes, structure = jax.tree.flatten(updates, is_leaf=is_pair)
+            raise ValueError("merged_lora needs params: ascent.update(updates, state, params).")
+        grads, structure = jax.tree.flatten(updates)
         weights = structure.flatten_up_to(params)
-        solved, squares = [], jnp.zeros([], _tree.scalar_dtype(updates))
-        for node, pair in zip(nodes, weights, strict=True):
-            direction = jax.tree.map(jnp.zeros_like, node)
-            if is_pair(node):
-                (a,), (grad_b,) = (
-                    jax.tree.leaves(pair[factors[0]]),
-                    jax.tree.leaves(node[factors[1]]),
-                )
-                gram = jnp.matmul(a.T, a, precision="highest")
-                ridge = 1e-6 * jnp.trace(gram) / len(gram) + jnp.finfo(gram.dtype).tiny
-                eye = jnp.eye(len(gram), dtype=gram.dtype)
-                x = jnp.linalg.solve(gram + ridge.astype(gram.dtype) * eye, grad_b)
-                squares += jnp.sum(grad_b * x).astype(squares.dtype)
-                direction = _with_leaf(direction, factors[1], x)
-            solved.append(direction)
-        factor = _tree.safe_divide(1.0, jnp.sqrt(squares)) / jnp.asarray(scale, squares.dtype)
-        return _tree.scale(factor, jax.tree.unflatten(structure, solved)), state
+        directions = [jnp.zeros_like(g) for g in grads]
+        for place_a, place_b in _pairs(updates, factors):
+            b_direction = _merged_direction(
+                a=weights[place_a],
+                b=weights[place_b],
+                grad_a=grads[place_a],
+                grad_b=grads[place_b],
+            )
+            directions[place_b] = b_direction / jnp.asarray(scale, b_direction.dtype)
+        return jax.tree.unflatten(structure, directions), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _with_leaf(mapping, name, value):
-    """A copy of the mapping with another array under a name."""
-    structure = jax.tree.structure(mapping[name])
-    copy = jax.tree.map(lambda x: x, mapping)
-    copy[name] = jax.tree.unflatten(structure, [value])
-    return copy
+def _pairs(tree, factors):
+    """The places of a and b among the leaves of a tree, for each pair."""
+    found = {}
+    for place, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(tree)):
+        keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        for which, name in enumerate(factors):
+            if name in keys:
+                last = len(keys) - 1 - keys[::-1].index(name)
+                shared = (*keys[:last], None, *keys[last + 1 :])
+                found.setdefault(shared, {})[which] = place
+    return [(pair[0], pair[1]) for pair in found.values() if len(pair) == 2]
+
+
+def _merged_direction(*, a, b, grad_a, grad_b):
+    """s ε_b / ρ of one pair, from x and y with 2 s Ĝ = a x + y b."""
+    multiply = functools.partial(jnp.matmul, precision="highest")
+    gram_a, gram_b = multiply(a.mT, a), multiply(b, b.mT)
+    x = _solve(gram_a, grad_b)
+    y = _solve(gram_b, grad_a.mT).mT
+    shared = multiply(multiply(a.mT, y), b)  # aᵀ y b
+    square = jnp.sum(
+        x * (multiply(gram_a, x) + 2 * shared), axis=(-2, -1), keepdims=True
+    ) + jnp.sum(y * multiply(y, gram_b), axis=(-2, -1), keepdims=True)
+    norm = _tree.root(jnp.maximum(square, 0))
+    return (x + _solve(gram_a, shared)) * _tree.safe_divide(1.0, norm)
+
+
+def _solve(gram, right):
+    """The solution of a system with a Gram matrix; 0 where both are 0."""
+    size = gram.shape[-1]
+    mean = jnp.trace(gram, axis1=-2, axis2=-1) / size
+    limits = jnp.finfo(gram.dtype)
+    ridge = (8 * limits.eps * mean + limits.tiny).astype(gram.dtype)[..., None, None]
+    eye = jnp.broadcast_to(jnp.eye(size, dtype=gram.dtype), gram.shape)
+    return jnp.linalg.solve(gram + ridge * eye, right)

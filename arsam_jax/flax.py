@@ -61,9 +61,8 @@ class TrainState(train_state.TrainState):
           **kwargs: names of fields of the state (``batch_stats=...``) replace those fields. The
             others are extra arguments of ``tx.update``: ``grad_fn``, ``previous_grad_fn``,
             ``value_fn``, ``example_loss_fn``, ``batch``, ``fisher_batch``, ``example_index``,
-            ``direction``,
-            ``microbatch_grads``, ``axis_name``, ``measure``, and optax's ``value`` and ``grad``. An
-            optimizer without extra arguments ignores them.
+            ``direction``, ``microbatch_grads``, ``axis_name``, ``measure``, and optax's ``value``
+            and ``grad``. An optimizer without extra arguments ignores them.
 
         Raises:
           TypeError: for a name that is neither.

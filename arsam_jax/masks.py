@@ -1,8 +1,8 @@
 """Which parameters are perturbed, by their names: masks for ``masked_sam`` and ``probe.perturb``.
 
 A mask is a function from parameters to a tree of bools, True where a parameter is perturbed. Names
-are the paths of the leaves, such as "Dense_0/kernel" in Flax or "layers/0/norm/weight" in Equinox,
-in lower case. Write your own mask as any function of the parameters.
+are the paths of the leaves: "LayerNorm_0/scale" in Flax Linen, "norm/scale/value" in Flax NNX,
+"layers/0/norm/weight" in Equinox. Write your own mask as any function of the parameters.
 """
 
 import re
@@ -11,40 +11,51 @@ from typing import Any
 
 import jax
 
+from arsam_jax import _check, _tree
+
 Mask = Callable[[Any], Any]
 """A function from parameters to a tree of bools."""
+"""A function from parameters to a tree of bools, True where a parameter is perturbed."""
 
 
 def matching(pattern: str) -> Mask:
     r"""Perturbs the parameters whose name matches a regular expression.
 
     Args:
-      pattern: searched for anywhere in the lower-case path, whose keys are joined by "/".
+      pattern: searched for anywhere in the path, whose keys are joined by "/", ignoring case.
 
     Returns:
       A function from parameters to a tree of bools.
 
     Raises:
-      ValueError: when called, if no parameter matches.
+      ValueError: if the pattern is no regular expression, or when the mask is called, that is in
+        ``init``, if no parameter matches.
+      TypeError: if the pattern is no string, or when the mask is called with a bare array, as by
+        ``optax.inject_hyperparams`` without ``mask`` in its ``static_args``.
 
     Example::
 
         tx = optax.chain(arsam_jax.masked_sam(0.1, masks.matching("head|out")), optax.adamw(1e-3))
     """
-    regex = re.compile(pattern)
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern must be a string, got {pattern!r}.")
+    try:
+        regex = re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(
+            f"pattern must be a regular expression, got {pattern!r}: {error}."
+        ) from error
 
     def mask(params):
-        def matches(path, leaf):
-            del leaf
-            name = jax.tree_util.keystr(path, simple=True, separator="/").lower()
-            return regex.search(name) is not None
-
-        found = jax.tree_util.tree_map_with_path(matches, params)
-        if jax.tree.leaves(params) and not any(jax.tree.leaves(found)):
-            paths = jax.tree_util.tree_leaves_with_path(params)
-            names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-            raise ValueError(f"No parameter matches {pattern!r}. Their names are {names}.")
-        return found
+        _check.check_static("mask", params, "called with parameters that have names")
+        names = _tree.names(params)
+        found = [regex.search(name) is not None for name in names]
+        if names and not any(found):
+            raise ValueError(
+                f"pattern must match the name of a parameter, got {pattern!r}. The names are"
+                f" {_check.list_some(names, most=20)}."
+            )
+        return jax.tree.unflatten(jax.tree.structure(params), found)
 
     return mask
 
@@ -53,7 +64,15 @@ def normalization() -> Mask:
     """Perturbs only the parameters of normalization layers, as SAM-ON does.
 
     A normalization layer is one whose name contains "norm", or is "bn" or "ln" with an optional
-    number.
+    number. The authors' code looks for "norm" and "bn" anywhere in a name. Name other layers with
+    ``matching``.
+
+    Returns:
+      A function from parameters to a tree of bools.
+
+    Example::
+
+        tx = optax.chain(arsam_jax.masked_sam(0.1, masks.normalization()), optax.adamw(1e-3))
 
     References:
       Mueller et al., Normalization Layers Are All That Sharpness-Aware Minimization Needs (arXiv
@@ -63,5 +82,9 @@ def normalization() -> Mask:
 
 
 def without_biases() -> Mask:
-    """Perturbs all parameters but those named "bias" or "b"."""
-    return matching(r"^(?!(.*/)?(bias|b)$)")
+    """Perturbs all parameters but those named "bias" or "b".
+
+    Returns:
+      A function from parameters to a tree of bools.
+    """
+    return matching(r"^(?!(.*/)?(bias|b)(/value)?$)")

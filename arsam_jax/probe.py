@@ -1,7 +1,7 @@
 """Probes: how the perturbed gradient of a sampled step is taken."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -18,10 +18,6 @@ _EXAMPLE_CALL = """
     def previous_grad_fn(params):  # the previous mini-batch; on the first step any
         return jax.grad(loss_fn)(params, previous_batch)
     tx.update(grads, opt_state, params, grad_fn=grad_fn, previous_grad_fn=previous_grad_fn)"""
-
-
-_DIRECTION = """
-    tx.update(grads, opt_state, params, grad_fn=grad_fn, direction=direction)  # like params"""
 
 
 class Probe(NamedTuple):
@@ -104,8 +100,11 @@ def multi_step(
     _check.check_static("num_steps", num_steps)
     _check.check_integer("num_steps", num_steps, low=1)
     num_steps = int(num_steps)  # It may be a NumPy integer.
-    if isinstance(mask, jax.Array):
-        _check.check_static("mask", mask, "a tree of bools or a function that makes it")
+    if isinstance(mask, bool | jax.Array):  # what optax.inject_hyperparams makes of a function
+        raise TypeError(
+            f"mask must be a tree of bools like the parameters, or a function that returns one, got"
+            f" {mask!r}. With optax.inject_hyperparams, name 'mask' in its static_args."
+        )
     ascent = _check.checked_ascent(ascent)
 
     def selected(chosen, others, params):
@@ -421,65 +420,110 @@ class MomentumState(NamedTuple):
 
     Attributes:
       momentum: v, the momentum of the perturbed gradients, shaped like the parameters.
-      ascent: state of the ascent.
     """
 
     momentum: Any
-    ascent: Any
 
 
 @described
-def momentum(
-    decay: float = 0.9,
-    *,
-    sign: Literal[-1, 1] = -1,
-    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
-) -> Probe:
-    r"""The perturbation follows the momentum of the perturbed gradients: no second gradient.
+def momentum(decay: float = 0.9) -> Probe:
+    r"""Momentum-SAM: the perturbation follows the momentum, so there is no second gradient.
 
     .. math::
-        g_A = \nabla L(w \mp \rho\, \mathrm{ascent}(v)), \qquad v \leftarrow \mu v + g_A.
+        g_A = \nabla L(w - \rho\, v / \|v\|), \qquad v \leftarrow \mu v + g_A.
 
-    With the sign −1 it is Momentum-SAM, as in the authors' paper and code: a step along the
-    momentum has overshot where the curvature is high. With the sign +1 and μ = 0 the perturbation
-    is along the gradient of the previous step, as in AsyncSAM. With the sign +1 and
-    ``ascent.merged_lora`` it is the one-gradient version of FMLoRA. On the first step v is 0 and
-    the gradient is taken at w. Keeps one buffer shaped like the parameters.
+    The sign is that of the authors' paper and code: a step along the momentum has overshot where
+    the curvature is high. Keeps one buffer shaped like the parameters.
 
     Args:
       decay: μ in [0, 1), usually that of the base optimizer.
-      sign: −1 or 1.
-      ascent: maps the momentum to the direction of the perturbation.
 
     Returns:
       A probe that costs one gradient and does not read ``grads``, whose computation XLA then drops.
 
     References:
-      Becker et al., Momentum-SAM (arXiv 2401.12033); AsyncSAM (arXiv 2503.11147).
+      Becker et al., Momentum-SAM (arXiv 2401.12033).
     """
     _check.check_number("decay", decay, low=0, below=1)
-    if sign not in (-1, 1):
-        raise ValueError(f"sign must be -1 or 1, got {sign!r}.")
+
+    def init_fn(params):
+        return MomentumState(jax.tree.map(jnp.zeros_like, _tree.widen(params)))
+
+    def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
+        del grads, extra_args
+        norm = _tree.norm(state.momentum)
+        scale = jnp.asarray(-rho, norm.dtype) * _tree.safe_divide(1.0, norm)
+        point = _tree.add(_tree.widen(params), _tree.scale(scale, state.momentum))
+        perturbed_grads = grad_fn(point)
+        velocity = _tree.add(_tree.scale(decay, state.momentum), perturbed_grads)
+        return perturbed_grads, MomentumState(velocity)
+
+    return Probe(init_fn, update_fn, reads_grads=False)
+
+
+class MovingAverageState(NamedTuple):
+    """State of ``moving_average``.
+
+    Attributes:
+      direction: e, the moving average of the directions, shaped like the parameters.
+      ascent: state of the ascent.
+    """
+
+    direction: Any
+    ascent: Any
+
+
+@described
+def moving_average(
+    decay: float = 0.1,
+    ascent: optax.GradientTransformation = normalize(),  # noqa: B008
+) -> Probe:
+    r"""The perturbation is the average of those of earlier steps, so there is no second gradient.
+
+    .. math::
+        g_A = \nabla L(w + \rho\, e), \qquad
+        e \leftarrow \mu e + (1 - \mu)\, \mathrm{ascent}(g_A).
+
+    With ``ascent.merged_lora`` it is EFMLoRA. With μ = 0 each step is perturbed along the gradient
+    of the step before, which is AsyncSAM on one device. (AsyncSAM itself takes that gradient at the
+    unperturbed parameters, on another device: pass it to ``along_direction``.) The first step takes
+    the gradient at w. Keeps one buffer shaped like the parameters, in at least float32.
+
+    Args:
+      decay: μ in [0, 1); 0.1 in EFMLoRA's code, which calls 1 − μ the decay.
+      ascent: maps the perturbed gradient to the direction that is averaged.
+
+    Returns:
+      A probe that costs one gradient and does not read ``grads``, whose computation XLA then drops.
+
+    Example::
+
+        probe = arsam_jax.probe.moving_average(decay=0)
+        tx = optax.chain(arsam_jax.sharpness_aware(0.1, probe=probe), optax.sgd(0.1))
+
+    References:
+      Deng et al., EFMLoRA (arXiv 2508.00522) and the authors' code, which averages ρ e instead of
+      e: the same for a constant ρ. AsyncSAM (arXiv 2503.11147).
+    """
+    _check.check_number("decay", decay, low=0, below=1)
     ascent = _check.checked_ascent(ascent)
 
     def init_fn(params):
         zeros = jax.tree.map(jnp.zeros_like, _tree.widen(params))
-        return MomentumState(zeros, ascent.init(params))
+        return MovingAverageState(zeros, ascent.init(params))
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
         del grads
-        direction, ascent_state = ascent.update(
-            state.momentum,
-            state.ascent,
-            _tree.widen(params),
-            rho=rho,
-            grad_fn=grad_fn,
-            **extra_args,
+        point = _tree.add(_tree.widen(params), _tree.scale(rho, state.direction))
+        perturbed_grads = _tree.cast_like(grad_fn(point), point)
+        latest, ascent_state = ascent.update(
+            perturbed_grads, state.ascent, point, rho=rho, grad_fn=grad_fn, **extra_args
         )
-        step = _tree.scale(sign, _tree.scale(rho, direction))
-        perturbed_grads = grad_fn(_tree.add(_tree.widen(params), step))
-        velocity = _tree.add(_tree.scale(decay, state.momentum), perturbed_grads)
-        return perturbed_grads, MomentumState(velocity, ascent_state)
+        average = _tree.add(
+            _tree.scale(decay, state.direction),
+            _tree.scale(1 - decay, _tree.cast_like(latest, point)),
+        )
+        return perturbed_grads, MovingAverageState(average, ascent_state)
 
     return Probe(init_fn, update_fn, reads_grads=False)
 
@@ -491,14 +535,30 @@ def along_direction(
     r"""The perturbation is along a direction that the caller gives: no second gradient.
 
     :math:`g_A = \nabla L(w + \rho\,\mathrm{ascent}(d))` with the extra argument ``direction`` of
-    the update, d, shaped like the parameters. Examples are the gradient of an earlier step
-    (AsyncSAM), and in federated learning the difference of the last two global models (FedLESAM).
+    the update, d, shaped like the parameters, of any floating dtype. It is read as a direction in
+    which the loss rises, such as a gradient. On several devices it must be the same on each.
+
+    * AsyncSAM: d is the gradient of an earlier step, from another device or a smaller batch.
+    * FedLESAM: d is the last but one global model minus the last one, on every local step.
 
     Args:
       ascent: maps d to the direction of the perturbation.
 
     Returns:
       A probe that costs one gradient and does not read ``grads``, whose computation XLA then drops.
+      It keeps only the state of ``ascent``.
+
+    Raises:
+      ValueError: when it is used, without ``direction`` or for one of another structure or shape.
+
+    Example::
+
+        tx = optax.chain(
+            arsam_jax.sharpness_aware(0.1, probe=arsam_jax.probe.along_direction()), optax.sgd(0.1)
+        )
+        updates, opt_state = tx.update(
+            grads, opt_state, params, grad_fn=grad_fn, direction=previous_grads
+        )
 
     References:
       AsyncSAM (arXiv 2503.11147); Fan et al., Locally Estimated Global Perturbations are Better
@@ -510,7 +570,9 @@ def along_direction(
         del grads
         if direction is None:
             raise _check.MissingArgumentError(
-                "direction", f"This method needs direction.{_DIRECTION}"
+                "direction",
+                "This method needs direction, shaped like params:\n"
+                "    tx.update(grads, opt_state, params, grad_fn=grad_fn, direction=direction)",
             )
         _check.check_same_shapes("direction", direction, "params", params)
         point = _tree.widen(params)

@@ -67,7 +67,8 @@ def assert_follows(tx, reference, steps=STEPS, on_state=None, extra_args=None):
     @jax.jit
     def update(params, state, batch, previous, index):
         extra = {"example_loss_fn": example_loss_fn, "batch": batch, "example_index": index}
-        extra |= {"previous_grad_fn": grad_fn_of(previous)} | (extra_args or {})
+        extra |= {"previous_grad_fn": grad_fn_of(previous), "direction": params}
+        extra |= extra_args or {}
         grad_fn = grad_fn_of(batch)
         return tx.update(grad_fn(params), state, params, grad_fn=grad_fn, **extra)
 

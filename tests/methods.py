@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import optax
 import pytest
 
-from arsam_jax import sparse
+from arsam_jax import masks, sparse
 from arsam_jax.methods import METHODS as PUBLIC
 from arsam_jax.methods import Method
 
@@ -27,6 +27,7 @@ STATIC = {
     "multi_step_sam": ("num_steps",),
     "k_sam": ("share",),
     "ausam": ("num_examples", "share"),
+    "masked_sam": ("mask",),
 }
 
 
@@ -80,6 +81,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "m_sam": {"num_microbatches": 2},
     "ausam": {"num_examples": 64, "steps_per_epoch": 4, "rise_epochs": 4},
     "sparse_sam": {"sparsity": 0.5, "mask": fisher_mask},
+    "masked_sam": {"mask": masks.without_biases()},
+    "preconditioned_sam": {"decay": 0.9},
 }
 METHODS = {
     name: Case(

@@ -168,7 +168,7 @@ def test_inject_hyperparams_keeps_the_defaults_of_arsam():
 
 
 ARGUMENTS = {
-    **dict.fromkeys(("rho", "grad_rho", "delta", "eta", "learning_rate"), 0.1),
+    **dict.fromkeys(("rho", "grad_rho", "delta", "eta", "eps", "learning_rate"), 0.1),
     **dict.fromkeys(("alpha", "beta", "gamma", "share", "sparsity", "bound", "strength"), 0.5),
     **dict.fromkeys(("k", "num_steps", "num_microbatches", "reuse_steps", "seed"), 2),
     **dict.fromkeys(("total_steps", "segment_length", "warmup_steps"), 5),
@@ -185,13 +185,19 @@ ARGUMENTS = {
 }
 
 
+def arguments_of(alias):
+    mask = {"mask": ARGUMENTS["norm_mask"]} if alias == "masked_sam" else {}
+    return ARGUMENTS | mask
+
+
 @pytest.mark.parametrize("alias", arsam_jax.methods.METHODS)
 def test_inject_hyperparams_takes_every_argument_or_says_what_is_static(alias):
     function, static = getattr(arsam_jax, alias), set(STATIC.get(alias, ()))
     arguments = inspect.signature(function).parameters
-    needed = {n: ARGUMENTS[n] for n, p in arguments.items() if p.default is p.empty}
+    values = arguments_of(alias)
+    needed = {n: values[n] for n, p in arguments.items() if p.default is p.empty}
     for name in arguments:
-        given = needed | {name: ARGUMENTS[name]}
+        given = needed | {name: values[name]}
         optax.inject_hyperparams(function, static_args=static)(**given).init(jnp.ones(2))
         tx = optax.inject_hyperparams(function, static_args=static - {name})(**given)
         if name not in static:
@@ -203,18 +209,25 @@ def test_inject_hyperparams_takes_every_argument_or_says_what_is_static(alias):
 
 @pytest.mark.parametrize("alias", arsam_jax.methods.METHODS)
 def test_numbers_may_be_numpy_scalars_of_any_width(alias, x64):
-    function = getattr(arsam_jax, alias)
+    function, values = getattr(arsam_jax, alias), arguments_of(alias)
+    arguments = inspect.signature(function).parameters
     numbers = {
-        name: ARGUMENTS[name]
-        for name in inspect.signature(function).parameters
-        if isinstance(ARGUMENTS[name], int | float) and name != "speedup"
+        name: values[name]
+        for name in arguments
+        if isinstance(values[name], int | float) and name != "speedup"
+    }
+    others = {
+        name: values[name]
+        for name, parameter in arguments.items()
+        if name not in numbers and parameter.default is parameter.empty
     }
     for floating, integer in ((np.float32, np.int32), (np.float64, np.int64)):
         kinds = {int: integer, float: floating}
         given = {name: kinds[type(value)](value) for name, value in numbers.items()}
         for dtype in (jnp.float32, jnp.float64):
             params = make_params(dtype)
-            step, state = make_step(function(**given)), function(**numbers).init(params)
+            step = make_step(function(**given, **others))
+            state = function(**numbers, **others).init(params)
             after = jax.eval_shape(step, params, state, make_batch(0))
             chex.assert_trees_all_equal_shapes_and_dtypes(after, (params, state))
 

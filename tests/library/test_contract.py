@@ -150,7 +150,7 @@ def test_empty_params(name):
     tx = METHODS[name].make()
     extra_args = {"example_loss_fn": lambda p, b: b, "batch": jnp.ones(2)}
     extra_args |= {"grad_fn": lambda p: p, "previous_grad_fn": lambda p: p}
-    extra_args["example_index"] = jnp.arange(2)
+    extra_args |= {"example_index": jnp.arange(2), "direction": {}}
     updates, _ = jax.eval_shape(lambda s: tx.update({}, s, {}, **extra_args), tx.init({}))
     assert updates == {}
 
@@ -319,6 +319,7 @@ def test_value_fn_replaces_grad_fn(name):
     extra_args = {"example_loss_fn": example_loss_fn, "batch": batch}
     extra_args["example_index"] = example_index(batch)
     extra_args["previous_grad_fn"] = lambda p: jax.grad(loss_fn)(p, batch)
+    extra_args["direction"] = params
     by_value = tx.update(*args, value_fn=lambda p: loss_fn(p, batch), **extra_args)
     by_grad = tx.update(*args, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), **extra_args)
     assert_bits_equal(by_value, by_grad)

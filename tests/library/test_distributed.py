@@ -110,6 +110,7 @@ def make_step(tx, axis_name=None, gathered=lambda params: params):
             params,
             grad_fn=lambda params: value_and_grad(params, statistics, batch, key)[1],
             previous_grad_fn=lambda params: value_and_grad(params, statistics, batch, key)[1],
+            direction=params,
             example_loss_fn=functools.partial(example_loss_fn, statistics=statistics),
             batch=batch,
             example_index=index,

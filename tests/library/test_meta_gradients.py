@@ -24,7 +24,7 @@ def emitted(tx, params, steps, example_loss_fn=bowl, batch=jnp.arange(1.0, 5.0))
 
     total, state = jnp.zeros([]), tx.init(params)
     extra = {"grad_fn": grad_fn, "example_loss_fn": example_loss_fn, "batch": batch}
-    extra |= {"previous_grad_fn": grad_fn, "example_index": jnp.arange(4)}
+    extra |= {"previous_grad_fn": grad_fn, "example_index": jnp.arange(4), "direction": params}
     for _ in range(steps):
         updates, state = tx.update(grad_fn(params), state, params, **extra)
         total += sum(jnp.sum(u) for u in jax.tree.leaves(updates))

@@ -24,6 +24,7 @@ def all_extra_args():
     return {
         "grad_fn": grad_fn,
         "previous_grad_fn": grad_fn,
+        "direction": make_params(),
         "example_loss_fn": example_loss_fn,
         "batch": make_batch(0),
         "example_index": example_index(make_batch(0)),
