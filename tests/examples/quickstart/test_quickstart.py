@@ -15,6 +15,11 @@ ECOSYSTEM = {
     *("arsam_jax", "equinox", "flax", "jax", "keras", "numpy", "optax", "orbax", "sklearn"),
     "tensorboardX",
 }
+LONG = {"functional_sam"}
+
+
+def program_of(path):
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem in LONG))
 
 
 @pytest.fixture(params=PROGRAMS, ids=lambda path: path.stem)
@@ -30,6 +35,7 @@ def program(request):
     ],
 )
 @pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("program", [program_of(path) for path in PROGRAMS])
 def test_it_trains(program, capsys):
     code = 0
     try:
