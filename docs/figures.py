@@ -255,7 +255,7 @@ LADDER = (
     (
         "Do you want the paper's\nadaptive sampling?",
         "arsam(rho)",
-        "1.2 to 1.8 gradients per step",
+        "1.1 to 1.8 gradients per step",
     ),
 )
 OTHERWISE = ("budgeted_sam(rho, share=1/4)", "1.25 gradients per step, recommended")
