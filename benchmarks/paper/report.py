@@ -68,10 +68,10 @@ def _mean(rows: Rows, name: str) -> Estimate:
 def _long(rows: Rows, searched: Rows, panels: dict) -> list[str]:
     """The sections of the runs at the paper's length."""
     parts = []
-    for (data, model, epochs), own in _groups(rows, "data", "model", "epochs").items():
+    for (data, epochs), own in _groups(rows, "data", "epochs").items():
         settings = _groups(own, "noise", "method", "rho", "learning_rate", "weight_decay")
         parts += [
-            f"## ARSAM at the paper's length: {data}, {model}, {epochs} epochs",
+            f"## ARSAM at the paper's length: {data}, {epochs} epochs",
             "All methods but SGD have SAM's learning rate and ρ. Measured at the commits"
             f" {table.counted_commits(own)}. Differences are to SAM, paired by seed.",
         ]
@@ -90,20 +90,20 @@ def _long(rows: Rows, searched: Rows, panels: dict) -> list[str]:
                     f"{_mean(runs, 'percent_sam'):.1f}",
                     f"{cost:.3f}",
                     f"{_mean(runs, 'train_loss').mean:.3f}",
-                    f"{statistics.median(r['seconds'] for r in runs):.0f}",
+                    f"{statistics.median(r['cpu_seconds'] for r in runs):.0f}",
                     f"{len(runs)}",
                 ]
                 body.append([name, *cells])
             panels[f"{data}, {100 * noise:g} % label noise,\n{epochs} epochs"] = panel
             header = ["method", "accuracy, %", "mean of the last 5 epochs", "difference"]
-            header += ["%SAM", "gradients per step", "training loss", "seconds", "seeds"]
+            header += ["%SAM", "gradients per step", "training loss", "CPU seconds", "seeds"]
             parts += [f"### {100 * noise:g} % label noise", table.markdown(header, body)]
         body = [
             [method, f"{100 * noise:g} %", *(f"{x:g}" for x in setting)]
             for noise, method, *setting in settings
             if method in ("base", "sam")
         ]
-        tried = len([r for r in searched if r["stage"] == "search" and r["model"] == model])
+        tried = len([r for r in searched if r["stage"] == "search" and r["data"] == data])
         header = ["method", "label noise", "ρ", "learning rate", "weight decay"]
         parts += [f"The settings found by a search of {tried} runs:", table.markdown(header, body)]
     return parts
