@@ -8,8 +8,8 @@ takes about 26 seconds on one core. The learning rate follows a cosine from its 
 Momentum is 0.9, weight decay 5e-4.
 
 For each noise level the learning rate is searched for SGD, and the learning rate and ρ for SAM, by
-doubling and halving: one run with a seed of the search, a third of the epochs, 10,000 held-out
-training images with clean labels. ARSAM and the others take over SAM's setting.
+doubling and halving: one run of full length with a seed of its own and 10,000 held-out training
+images with clean labels. ARSAM and the others take over SAM's setting.
 
 Every finished run is written to the CSV file at once and is never repeated: the same command
 continues after an interruption. The paper's other tables: python -m benchmarks.paper.applications.
@@ -34,7 +34,7 @@ def main(options: Options) -> None:
             alphas=options.alphas[:1],
             seeds=options.seeds[:1],
             data="digits",
-            epochs=3,
+            epochs=5,
             workers=0,
         )
         options.csv.unlink(missing_ok=True)

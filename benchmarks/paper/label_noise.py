@@ -94,21 +94,23 @@ class Options(search.Options):
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of the reported runs."""
     epochs: int = 167
-    """Epochs of a reported run. The search uses a third of them."""
+    """Epochs of a run. The search uses as many, because memorization comes late."""
     data: Literal["fashion_mnist", "digits"] = "fashion_mnist"
     """digits is a small data set, to try the program."""
     data_files: Path = image_sets.FASHION_MNIST_FOLDER
     """Folder of the four files of Fashion-MNIST."""
     smoke: bool = False
-    """Only try the program, in seconds: digits, 3 epochs, one noise level and one seed. The results
+    """Only try the program, in seconds: digits, 5 epochs, one noise level and one seed. The results
     are in runs/benchmarks/smoke."""
 
     def __post_init__(self):
         super().__post_init__()
         search.check_names(self, methods=("base", "sam", "arsam", *SHARES))
         search.check_seeds(self.seeds, TUNING_SEEDS)
-        if self.epochs < 3 or not self.seeds:
-            raise SystemExit(f"--epochs {self.epochs}, --seeds {self.seeds}: at least 3 and 1.")
+        if self.epochs < LAST_EPOCHS or not self.seeds:
+            raise SystemExit(
+                f"--epochs {self.epochs}, --seeds {self.seeds}: at least {LAST_EPOCHS} and 1."
+            )
 
 
 @functools.cache  # one task for equal arguments, so that a program is compiled once
@@ -186,9 +188,8 @@ def make_runs(
 ) -> list[Run]:
     """The runs of one setting: reported ones, or those of the search."""
     is_search = stage == "search"
-    epochs = options.epochs // 3 if is_search else options.epochs
     return [
-        Run(stage, options.data, epochs, noise, method, value, seed, *setting)
+        Run(stage, options.data, options.epochs, noise, method, value, seed, *setting)
         for seed in (TUNING_SEEDS if is_search else options.seeds)
     ]
 
