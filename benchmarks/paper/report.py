@@ -121,17 +121,21 @@ def _long(rows: Rows, all_rows: Rows, figure: str) -> list[str]:
         header += ["mean of the last 5 epochs", "%SAM", "gradients per step", "training loss"]
         header += ["CPU seconds", "seeds"]
         parts += [f"### {100 * noise:g} % label noise", table.markdown(header, body)]
+    setting = ("noise", "method", "rho", "learning_rate", "weight_decay")
+    used = _groups(rows, *setting)
     body = [
-        [_name(method, 0), f"{100 * noise:g} %", *(f"{x:g}" for x in setting)]
-        for noise, at_noise in _by_noise(rows).items()
-        for method, *setting in _groups(at_noise, "method", "rho", "learning_rate", "weight_decay")
-        if method in ("base", "sam")
+        [
+            _name(method, 0),
+            f"{100 * noise:g} %",
+            *(f"{number:g}" for number in numbers),
+            f"{_mean(tried, 'accuracy'):.2f}",
+            "yes" if (noise, method, *numbers) in used else "",
+        ]
+        for (noise, method, *numbers), tried in sorted(_groups(searched, *setting).items())
     ]
     header = ["method", "label noise", "ρ", "learning rate", "weight decay"]
-    parts += [
-        f"The settings found by a search of {len(searched)} runs:",
-        table.markdown(header, body),
-    ]
+    header += ["held-out accuracy, %", "used"]
+    parts += ["The search, on held-out training images:", table.markdown(header, body)]
     return parts
 
 
