@@ -211,7 +211,7 @@ def plot(rows: Rows, path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = _by_noise(rows)
-    figure = Figure(figsize=(3.2 * len(panels) + 0.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 3.2 * len(panels)), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     handles: dict[str, Any] = {}
     for axis, (noise, at_noise) in zip(axes, panels.items(), strict=True):
