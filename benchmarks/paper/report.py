@@ -27,28 +27,31 @@ FIRST_MEASURE = {
     "quantization_of_weights": "accuracy, %",
     "language": "bits per byte (lower is better)",
 }
-COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#F0E442")
+COLORS = {  # of the methods of the long runs, in the order of tables and legend
+    "base": "#000000",
+    "sam": "#0072B2",
+    "arsam": "#009E73",
+    "sam_every_k": "#CC79A7",
+    "budgeted_sam": "#D55E00",
+}
 
 
 def write(csv: Path) -> list[Path]:
     """Writes the tables and the figure beside the CSV file."""
     long = [row for row in table.read(csv) if row["stage"] == "run"]
     small = table.read(csv.with_name(SMALL))
-    if not long and not small:
-        raise SystemExit(f"--csv {csv} has no finished runs, and there is no {SMALL} beside it.")
+    if not long:
+        raise SystemExit(f"--csv {csv} has no finished runs to report.")
     figure, text = csv.with_suffix(".png"), csv.with_suffix(".md")
     parts = [
         "# The paper's results, repeated",
         "Means over seeds with standard errors, on the test set. %SAM is the share of steps with a"
         " second gradient. A step costs 1 + %SAM / 100 gradients.",
-        f"![accuracy against gradients per step]({figure.name})",
     ]
-    panels: dict[str, dict[str, list[tuple[float, Estimate]]]] = {}
-    if long:
-        parts += _long(long, table.read(csv), panels)
+    parts += _long(long, table.read(csv), figure.name)
     if small:
-        parts += _small(small, panels)
-    plot(panels, figure)
+        parts += _small(small)
+    plot(long, figure)
     text.write_text("\n\n".join(part.rstrip() for part in parts) + "\n")
     return [text, figure]
 
@@ -65,47 +68,74 @@ def _mean(rows: Rows, name: str) -> Estimate:
     return mean_and_error([row[name] for row in rows])
 
 
-def _long(rows: Rows, searched: Rows, panels: dict) -> list[str]:
+def _difference(runs: Rows, reference: Rows) -> Estimate:
+    """The mean difference in accuracy between runs with the same seed."""
+    accuracy = {row["seed"]: row["accuracy"] for row in reference}
+    return mean_and_error(
+        [row["accuracy"] - accuracy[row["seed"]] for row in runs if row["seed"] in accuracy]
+    )
+
+
+def _by_method(rows: Rows) -> dict[tuple[str, float], list[dict[str, Any]]]:
+    """The rows of each method and value, in the order of the tables."""
+    order = list(COLORS)
+    groups = _groups(rows, "method", "value")
+    ordered = sorted(groups, key=lambda name: (order.index(name[0]), name[1]))
+    return {(method, value): groups[method, value] for method, value in ordered}
+
+
+def _by_noise(rows: Rows) -> dict[float, list[dict[str, Any]]]:
+    return {noise: own for (noise,), own in sorted(_groups(rows, "noise").items())}
+
+
+def _long(rows: Rows, all_rows: Rows, figure: str) -> list[str]:
     """The sections of the runs at the paper's length."""
-    parts = []
-    for (data, model, epochs), own in _groups(rows, "data", "model", "epochs").items():
-        settings = _groups(own, "noise", "method", "rho", "learning_rate", "weight_decay")
-        parts += [
-            f"## ARSAM at the paper's length: {data}, {model}, {epochs} epochs",
-            "All methods but SGD have SAM's learning rate and ρ. Measured at the commits"
-            f" {table.counted_commits(own)}. Differences are to SAM, paired by seed.",
-        ]
-        for (noise,), at_noise in _groups(own, "noise").items():
-            sam = {r["seed"]: r["accuracy"] for r in at_noise if r["method"] == "sam"}
-            body, panel = [], {}
-            for (method, value), runs in _groups(at_noise, "method", "value").items():
-                name = _name(method, value)
-                differences = [r["accuracy"] - sam[r["seed"]] for r in runs if r["seed"] in sam]
-                cost = statistics.fmean(r["gradients_per_step"] for r in runs)
-                panel.setdefault(method, []).append((cost, _mean(runs, "accuracy")))
-                cells = [
-                    f"{_mean(runs, 'accuracy'):.2f}",
+    searched = [row for row in all_rows if row["stage"] == "search"]
+    (data, epochs) = rows[0]["data"], rows[0]["epochs"]
+    parts = [
+        f"## ARSAM at the paper's length: {data}, {epochs} epochs",
+        "All methods but SGD have SAM's learning rate and ρ. Differences are in points of accuracy,"
+        f" paired by seed. Measured at the commits {table.counted_commits(rows)}.",
+        f"![accuracy against gradients per step]({figure})",
+    ]
+    for noise, at_noise in _by_noise(rows).items():
+        methods = _by_method(at_noise)
+        body = []
+        for (method, value), runs in methods.items():
+            cells = [_name(method, value), f"{_mean(runs, 'accuracy'):.2f}"]
+            for reference in ("base", "sam"):
+                difference = _difference(runs, methods.get((reference, 0), []))
+                cells.append(f"{difference:+.2f}" if method != reference else "")
+            body.append(
+                [
+                    *cells,
                     f"{_mean(runs, 'accuracy_of_last_5'):.2f}",
-                    f"{mean_and_error(differences):+.2f}" if method != "sam" else "",
                     f"{_mean(runs, 'percent_sam'):.1f}",
-                    f"{cost:.3f}",
+                    f"{_mean(runs, 'gradients_per_step').mean:.3f}",
                     f"{_mean(runs, 'train_loss').mean:.3f}",
-                    f"{statistics.median(r['seconds'] for r in runs):.0f}",
+                    f"{statistics.median(row['cpu_seconds'] for row in runs):.0f}",
                     f"{len(runs)}",
                 ]
-                body.append([name, *cells])
-            panels[f"{data}, {100 * noise:g} % label noise,\n{epochs} epochs"] = panel
-            header = ["method", "accuracy, %", "mean of the last 5 epochs", "difference"]
-            header += ["%SAM", "gradients per step", "training loss", "seconds", "seeds"]
-            parts += [f"### {100 * noise:g} % label noise", table.markdown(header, body)]
-        body = [
-            [method, f"{100 * noise:g} %", *(f"{x:g}" for x in setting)]
-            for noise, method, *setting in settings
-            if method in ("base", "sam")
+            )
+        header = ["method", "accuracy, %", "difference from SGD", "difference from SAM"]
+        header += ["mean of the last 5 epochs", "%SAM", "gradients per step", "training loss"]
+        header += ["CPU seconds", "seeds"]
+        parts += [f"### {100 * noise:g} % label noise", table.markdown(header, body)]
+    setting = ("noise", "method", "rho", "learning_rate", "weight_decay")
+    used = _groups(rows, *setting)
+    body = [
+        [
+            _name(method, 0),
+            f"{100 * noise:g} %",
+            *(f"{number:g}" for number in numbers),
+            f"{_mean(tried, 'accuracy'):.2f}",
+            "yes" if (noise, method, *numbers) in used else "",
         ]
-        tried = len([r for r in searched if r["stage"] == "search" and r["model"] == model])
-        header = ["method", "label noise", "ρ", "learning rate", "weight decay"]
-        parts += [f"The settings found by a search of {tried} runs:", table.markdown(header, body)]
+        for (noise, method, *numbers), tried in sorted(_groups(searched, *setting).items())
+    ]
+    header = ["method", "label noise", "ρ", "learning rate", "weight decay"]
+    header += ["held-out accuracy, %", "used"]
+    parts += ["The search, on held-out training images:", table.markdown(header, body)]
     return parts
 
 
@@ -116,7 +146,7 @@ def _name(method: str, value: float) -> str:
     return f"{title}, 1 step in {1 / value:g}" if value else title
 
 
-def _small(rows: Rows, panels: dict) -> list[str]:
+def _small(rows: Rows) -> list[str]:
     """The sections of the short runs."""
     parts = [
         "## The paper's tables in small",
@@ -129,13 +159,13 @@ def _small(rows: Rows, panels: dict) -> list[str]:
     for (experiment,), own in _groups(rows, "experiment").items():
         parts.append(f"### {TITLES[experiment]}")
         if own[0]["measure"] == "accuracy" and experiment in ("digits", "fashion_mnist"):
-            parts += _noise_tables(experiment, own, panels)
+            parts += _noise_tables(own)
         else:
             parts.append(_application(experiment, own))
     return parts
 
 
-def _noise_tables(experiment: str, rows: Rows, panels: dict) -> list[str]:
+def _noise_tables(rows: Rows) -> list[str]:
     levels = sorted({row["noise"] for row in rows})
     reference = {(r["noise"], r["seed"]): r["value"] for r in rows if r["method"] == "SAM"}
     accuracies, differences = [], []
@@ -149,10 +179,6 @@ def _noise_tables(experiment: str, rows: Rows, panels: dict) -> list[str]:
                 estimate = of(runs, "value") if of else mean_and_error(paired)
                 sampled = f" ({_mean(runs, 'percent_sam').mean:.0f})" if of and runs else ""
                 cells[-1].append(f"{estimate:.1f}{sampled}")
-        for noise, runs in by_noise.items():
-            title = f"{experiment}, {100 * noise:g} % label noise,\nshort runs"
-            cost = 1 + _mean(runs, "percent_sam").mean / 100
-            panels.setdefault(title, {})[method] = [(cost, _mean(runs, "value"))]
     header = ["method", *(f"{100 * noise:g} %" for noise in levels)]
     return [
         "Test accuracy in %, with %SAM in parentheses:",
@@ -180,41 +206,40 @@ def _application(experiment: str, rows: Rows) -> str:
     return table.markdown(header, body)
 
 
-def plot(panels: dict[str, dict[str, list[tuple[float, Estimate]]]], path: Path) -> None:
+def plot(rows: Rows, path: Path) -> None:
     """The accuracy of each method against its gradients per step, a panel for each noise level."""
     from matplotlib.figure import Figure
 
-    rows = max(1, (len(panels) + 3) // 4)
-    figure = Figure(figsize=(13, 3.2 * rows + 0.8), layout="constrained")
-    axes = figure.subplots(rows, 4, squeeze=False)
-    methods = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    panels = _by_noise(rows)
+    figure = Figure(figsize=(max(6.5, 3.2 * len(panels)), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
     handles: dict[str, Any] = {}
-    for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
-        for method, points in panel.items():
-            points = sorted(points)
-            number = methods.index(method)
+    for axis, (noise, at_noise) in zip(axes, panels.items(), strict=True):
+        points: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)
+        for (method, _), runs in _by_method(at_noise).items():
+            cost = _mean(runs, "gradients_per_step").mean
+            points[method].append((cost, _mean(runs, "accuracy")))
+        for method, own in points.items():
+            own.sort()
             handles[method] = axis.errorbar(
-                [cost for cost, _ in points],
-                [estimate.mean for _, estimate in points],
-                [estimate.error for _, estimate in points],
-                fmt="o-" if number < len(COLORS) else "s-",
-                color=COLORS[number % len(COLORS)],
+                [cost for cost, _ in own],
+                [estimate.mean for _, estimate in own],
+                [estimate.error for _, estimate in own],
+                fmt="o-",
+                color=COLORS[method],
                 markersize=4,
                 capsize=2,
             )
-        axis.set_title(title, fontsize=9)
+        axis.set_title(f"{100 * noise:g} % label noise", fontsize=9)
         axis.set_xlabel("gradients per step")
         axis.grid(alpha=0.25)
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    for row in axes:
-        row[0].set_ylabel("accuracy, %")
-    names = {"base": "SGD"}
+    axes[0].set_ylabel("accuracy, %")
+    labels = {"base": "SGD", "arsam": "arsam, several α"}
     figure.legend(
         list(handles.values()),
-        [names.get(name, name) for name in handles],
+        [labels.get(name, name) for name in handles],
         loc="outside lower center",
-        ncols=6,
+        ncols=5,
         frameon=False,
     )
     figure.savefig(path, dpi=90)
