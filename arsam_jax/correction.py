@@ -249,7 +249,11 @@ def subtract_orthogonal(alpha: Any) -> Correction:
 def rescale() -> Correction:
     r"""Stabilized SAM: returns g_A with the norm of g, :math:`(\|g\| / \|g_A\|)\, g_A`.
 
-    On steps without a perturbed gradient it returns g. Keeps nothing.
+    On steps without a perturbed gradient it returns g. Norms are over the whole tree, and where g_A
+    is 0 it returns 0.
+
+    Returns:
+      A correction that keeps nothing and costs two norms.
 
     References:
       Tan et al., Stabilizing Sharpness-aware Minimization Through A Simple Renormalization Strategy

@@ -50,6 +50,12 @@ def sam_every_k(rho: RadiusLike, k: int) -> _Transform:
 
     Costs 1 + 1/k gradients per step. Keeps no buffer. k = 1 is SAM.
 
+    Another way to make up for the skipped steps than a larger radius is to multiply the PSF,
+    g_A − g, by the interval, as the periodic SAM of init2winit does::
+
+        every_k, times_k = sampling.every_k(k), correction.interpolate(k)
+        tx = sharpness_aware(rho, sampling=every_k, correction=times_k)
+
     Args:
       rho: the radius. A radius larger than SAM's makes up for part of what the skipped steps lose.
       k: >= 1; the papers use 5.
