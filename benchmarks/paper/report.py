@@ -239,7 +239,7 @@ def plot(rows: Rows, path: Path) -> None:
         list(handles.values()),
         [labels.get(name, name) for name in handles],
         loc="outside lower center",
-        ncols=5,
+        ncols=5 if len(panels) > 2 else 3,
         frameon=False,
     )
     figure.savefig(path, dpi=90)
