@@ -27,7 +27,7 @@ test-long: .venv/installed  ## the tests that make test leaves out
 test-all: test test-long  ## all tests
 
 test-peers: .venv/peers  ## against PyTorch implementations
-	$(BIN)/python -m pytest tests/benchmarks/test_peers.py
+	$(BIN)/python -m pytest tests/library/test_peers.py
 
 test-lowest: .venv/lowest/installed  ## the library on the lowest versions that pyproject.toml allows
 	.venv/lowest/bin/python $(TEST) $(ON_VERSIONS)

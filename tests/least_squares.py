@@ -59,7 +59,7 @@ def assert_follows(tx, reference, steps=STEPS, on_state=None, extra_args=None):
     Args:
       tx: the link.
       reference: ``(step, w, batch, sampled) -> (updates, whether the step is to be sampled)``.
-      steps: of the run, which goes on from what ``tx`` emits.
+      steps: of the run, which goes on from what ``tx`` returns.
       on_state: called with the step and the state after it.
       extra_args: of ``tx.update``, beside those that every method takes.
     """

@@ -1,7 +1,7 @@
 """Every method in NumPy, written from its paper, for the least squares of ``tests.least_squares``.
 
 A function takes the numbers of a method and gives ``update(step, w, batch, sampled)``, which
-returns the gradient that the method emits and whether the step is to be sampled. ``sampled`` says
+returns the gradient that the method returns and whether the step is to be sampled. ``sampled`` says
 whether it was, for the methods that draw it. Others take what the library draws as a function.
 """
 

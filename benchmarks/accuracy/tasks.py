@@ -89,7 +89,7 @@ class Task(NamedTuple):
     schedule: Literal["cosine", "stable"] = "cosine"  # to 0, or up, constant and down
     augment: Callable[[Any, Any], Any] | None = None  # (key, x) -> x
     pretraining: "Task | None" = None  # its trained network, of the same seed, is the initial value
-    num_classes: int = NUM_CLASSES  # from which wrong labels are drawn
+    num_classes: int = NUM_CLASSES  # from which noisy labels are drawn
     num_microbatches: int = 1  # on which the gradient is computed
 
 

@@ -30,7 +30,7 @@ RHO = 0.3
     ids=["gradient_norm_penalty", "asam", "sparse", "m_sam", "k_sam"],
 )
 def test_arsams_sampling_and_reuse_combine_with(chosen_probe, strength):
-    """A reuse step emits g + a PSF with the PSF of the last sampled step, whatever the probe."""
+    """A reuse step returns g + a PSF with the PSF of the last sampled step, whatever the probe."""
     policy = sampling.autoregressive(0.8, segment_length=6, initial_samples=2, seed=3)
     tx = sharpness_aware(
         RHO,

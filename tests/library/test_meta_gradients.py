@@ -43,7 +43,7 @@ def test_derivatives_at_a_gradient_of_zero_are_finite(name):
 
 
 def test_derivatives_elsewhere_are_those_of_the_formula():
-    """SAM in a bowl of curvature 2c emits 2c (w + ρ w / ‖w‖)."""
+    """SAM in a bowl of curvature 2c returns 2c (w + ρ w / ‖w‖)."""
     params = {"a": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(1.5)}
     w, c = np.array([1.0, -2.0, 0.5, 1.5]), 2.5
 

@@ -115,18 +115,3 @@ def test_ours_equals_theirs(name):
 def test_their_looksam_decomposes_per_tensor_and_ours_does_not():
     theirs, ours, _ = PEERS["pytorch_optimizer LookSAM"]
     assert not np.allclose(run_ours(ours, (4, 2)), run_theirs(theirs, (4, 2)), rtol=1e-6)
-
-
-@pytest.mark.parametrize("model", ["mlp", "cnn", "transformer"])
-def test_the_twins_that_the_benchmark_times(model):
-    from benchmarks.harness import networks
-    from benchmarks.step_time import torch_steps
-
-    module, image = networks.NETWORKS[model]
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *image)))
-    ours = sum(x.size for x in jax.tree.leaves(shapes["params"]))
-    assert sum(x.numel() for x in torch_steps.TWINS[model]().parameters()) == ours
-    steps = torch_steps.make_steps(model, batch_size=2)
-    for name, unit, _ in torch_steps.COMPARISONS:
-        steps[name]()
-        steps[unit]()
