@@ -20,10 +20,10 @@ import pytest
 from rich.console import Console
 
 import arsam_jax.flax
-from arsam_jax.methods import METHODS
 from examples.common import checkpoints, comparison, methods, optimizers, records, settings
 from examples.common.comparison import Options, Trainer, report
 from examples.common.errors import CheckpointError, ConfigError, StoppedError
+from examples.common.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -15,11 +15,6 @@ ECOSYSTEM = {
     *("arsam_jax", "equinox", "flax", "jax", "keras", "numpy", "optax", "orbax", "sklearn"),
     "tensorboardX",
 }
-LONG = {"functional_sam"}
-
-
-def program_of(path):
-    return pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem in LONG))
 
 
 @pytest.fixture(params=PROGRAMS, ids=lambda path: path.stem)
@@ -32,10 +27,10 @@ def program(request):
     [
         pytest.param(path, marks=() if path.stem in FAST else pytest.mark.long, id=path.stem)
         for path in PROGRAMS
+        if path.stem != "does_sam_help"
     ],
 )
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("program", [program_of(path) for path in PROGRAMS])
 def test_it_trains(program, capsys):
     code = 0
     try:
@@ -65,6 +60,15 @@ def test_it_stands_alone(program):
         )
     }
     assert modules - sys.stdlib_module_names <= ECOSYSTEM
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("standard_promotion")
+def test_sam_helps_on_digits_with_noisy_labels(capsys):
+    runpy.run_path(str(FOLDER / "does_sam_help.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.count("rho = ") == 5
+    assert "SAM helps: rho = " in printed
 
 
 def test_it_hides_no_module_where_it_is_run(program):
