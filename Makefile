@@ -50,8 +50,9 @@ constraints: .venv/installed  ## pins the newest versions
 	$(BIN)/uv pip compile pyproject.toml --extra docs --universal --python-version 3.11 \
 		--upgrade --no-header --no-annotate --no-emit-index-url -o docs/constraints.txt
 
+# Sphinx loses index entries for the search, and old warnings, when it reuses an earlier build.
 docs: .venv/docs/installed  ## the site, in docs/_build/html; a warning is an error
-	.venv/docs/bin/sphinx-build -W --keep-going --quiet $(BUILD) -b html docs docs/_build/html
+	.venv/docs/bin/sphinx-build -W -E -a --keep-going --quiet $(BUILD) -b html docs docs/_build/html
 
 dist: .venv/installed  ## sdist and wheel in dist/, checked as a package index does
 	rm -rf dist

@@ -5,6 +5,7 @@ bfloat16. Then ResNet-18 trains on Fashion-MNIST with 40 % label noise, with as 
 remaining time allows.
 """
 
+import functools
 import itertools
 import time
 from pathlib import Path
@@ -17,11 +18,12 @@ import rich
 
 from benchmarks import table
 from benchmarks.accuracy.methods import METHODS
-from benchmarks.accuracy.tasks import Setting
+from benchmarks.accuracy.tasks import Setting, Source
 from benchmarks.accuracy.training import train
 from benchmarks.cost import networks, steps
 from benchmarks.cost.report import training_file
 from benchmarks.paper.label_noise import check_files, make_task
+from examples.common import image_sets
 from examples.common.networks import ResNet18
 
 TRAINED = {"base": 0, "sam": 0, "arsam": 0.4, "budgeted_sam": 1 / 4}  # with their values
@@ -99,11 +101,23 @@ def run(csv: Path, minutes: float, folder: Path, plan: Plan) -> None:
         rich.print(f"The {minutes:g} minutes are over before: {left}. Call again to continue.")
 
 
+@functools.cache
+def read(data: str, part: str, folder: Path) -> tuple[Any, Any]:
+    """Images with an axis of channels, in [-1, 1], and labels."""
+    images, labels = (
+        image_sets.digits(part) if data == "digits" else image_sets.fashion_mnist(part, folder)
+    )
+    images = images.reshape(len(images), *images.shape[1:3], 1)
+    return 2 * images.astype("float32") / images.max() - 1, labels.astype("int32")
+
+
 def train_once(method: str, seed: int, folder: Path, plan: Plan) -> dict[str, Any]:
     """Trains ResNet-18 and returns its row."""
     value = TRAINED[method]
     network: Any = Classifier(plan.width)
-    task = make_task(plan.data, folder, network, plan.epochs, NOISE)
+    task = make_task(plan.data, folder, plan.epochs, NOISE)
+    parts = (functools.partial(read, plan.data, part, folder) for part in ("train", "test"))
+    task = task._replace(network=network, source=Source(*parts))
     setting = SETTING if method != "base" else SETTING._replace(rho=0.0)
     start = time.perf_counter()
     result = train(task, method, value, setting, seed, "test")
