@@ -9,7 +9,7 @@ needs_set_mesh = pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="JAX wi
 needs_nnx = pytest.mark.skipif(
     not hasattr(nnx, "Pytree"), reason="an older Flax than arsam_jax.flax takes"
 )
-as_pure = getattr(nnx, "as_pure", None) or nnx.pure
+as_pure = getattr(nnx, "as_pure", None) or getattr(nnx, "pure", None)  # by version
 
 
 def cases(names, *more_marks):
