@@ -17,7 +17,8 @@ from flax.training import train_state
 from arsam_jax import _check, _tree, microbatches
 from arsam_jax._convolutions import fast_convolutions
 
-_as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # as_pure is its name from flax 0.12.7 on
+# Named as_pure from Flax 0.12.7 on. Before 0.12.1 it is missing, and only TrainState works.
+_as_pure: Any = getattr(nnx, "as_pure", None) or getattr(nnx, "pure", None)
 _EXTRA_ARGS = {
     "axis_name",
     "batch",
