@@ -11,9 +11,9 @@ import arsam_jax
 
 STEPS, BATCH_SIZE, GROWTH_STEPS = 300, 64, 100
 
-tx = optax.chain(  # what is not finite goes through the link, which keeps nothing of it,
+tx = optax.chain(  # Non-finite gradients are returned, never kept in the state,
     arsam_jax.arsam(rho=0.1, alpha=0.4, segment_length=8),
-    optax.apply_if_finite(optax.adamw(3e-3), max_consecutive_errors=50),  # and is skipped here
+    optax.apply_if_finite(optax.adamw(3e-3), max_consecutive_errors=50),  # and skipped here.
 )
 
 
