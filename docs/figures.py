@@ -249,7 +249,7 @@ LADDER = (
     ),
     (
         "No memory for one\nmore buffer?",
-        "sam_every_k(4 * rho, 4)",
+        "sam_every_k(2.5 * rho, 4)",
         "1.25 gradients per step",
     ),
     (

@@ -70,7 +70,7 @@ def main():
     best = max(RHOS, key=lambda rho: accuracies[rho].mean())
     gain = accuracies[best] - accuracies[0.0]
     mean, error = gain.mean(), gain.std(ddof=1) / SEEDS**0.5
-    # 3 errors: Student's t of 5 seeds, one-sided 5 %, divided among the three values of rho.
+    # 3 errors: Student's t of 5 seeds, one-sided 6 %, divided among the three values of rho.
     verdict = "SAM helps" if mean > 3 * error else "No clear difference"
     verdict = "SAM makes it worse" if mean < -3 * error else verdict
     print(f"{verdict}: rho = {best} {mean:+.2f} points, standard error {error:.2f}")
