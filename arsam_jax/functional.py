@@ -69,8 +69,8 @@ def value_and_grad(
     Returns:
       ``(params, batch) -> (loss, grads, grad_fn)``, or ``((loss, aux), grads, grad_fn)`` with
       ``has_aux``. With K > 1 aux has a new first axis over the micro-batches. Aux is not averaged
-      over devices. Gradients have the dtypes of the parameters, and those of ``grad_fn`` the dtypes
-      of its own. For complex parameters they are those of JAX: conjugate them on both sides.
+      over devices. Gradients have the dtypes of the parameters, and ``grad_fn`` returns the dtypes
+      of its argument. For complex parameters they follow jax.grad: conjugate both gradients.
 
     Raises:
       TypeError: if ``outputs_fn`` or ``loss_fn`` is no function, or ``num_microbatches`` an array.

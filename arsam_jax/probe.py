@@ -101,36 +101,33 @@ def multi_step(
     _check.check_integer("num_steps", num_steps, low=1)
     num_steps = int(num_steps)  # It may be a NumPy integer.
     if isinstance(mask, bool | jax.Array):  # what optax.inject_hyperparams makes of a function
-        raise TypeError(
-            f"mask must be a tree of bools like the parameters, or a function that returns one, got"
-            f" {mask!r}. With optax.inject_hyperparams, name 'mask' in its static_args."
-        )
+        allowed = "a tree of bools like the parameters, or a function that returns one"
+        _check.check_static("mask", jnp.asarray(mask), allowed)
     ascent = _check.checked_ascent(ascent)
 
-    def selected(chosen, others, params):
-        if mask is None:
-            return chosen
-        kept = _check.checked_mask(mask, params)
-        return jax.tree.map(lambda keep, x, y: x if keep else y, kept, chosen, others)
-
     def init_fn(params):
-        selected(params, params, params)  # raises for a wrong mask
+        if mask is not None:
+            _check.checked_mask(mask, params)  # Raises for a wrong mask.
         return ascent.init(params)
 
     def update_fn(grads, state, params, /, *, rho, grad_fn, **extra_args):
+        is_perturbed = None if mask is None else _check.checked_mask(mask, params)
+
         def climb(carry, _):
             point, grads, state = carry
-            zeros = jax.tree.map(jnp.zeros_like, grads)
+            if is_perturbed is not None:
+                grads = jax.tree.map(
+                    lambda keep, g: g if keep else jnp.zeros_like(g), is_perturbed, grads
+                )
             direction, state = ascent.update(
-                selected(grads, zeros, params),
-                state,
-                point,
-                rho=rho,
-                grad_fn=grad_fn,
-                **extra_args,
+                grads, state, point, rho=rho, grad_fn=grad_fn, **extra_args
             )
             moved = _tree.add(point, _tree.scale(rho / num_steps, direction))
-            point = selected(moved, point, params)
+            if is_perturbed is not None:
+                moved = jax.tree.map(
+                    lambda keep, new, old: new if keep else old, is_perturbed, moved, point
+                )
+            point = moved
             return (point, _tree.cast_like(grad_fn(point), grads), state), None
 
         carry = (_tree.widen(params), grads, state)
