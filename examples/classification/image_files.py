@@ -3,7 +3,6 @@
 import collections
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from examples.classification.images import decode, read_file
 from examples.common.errors import DataError
+from examples.common.reading import DAMAGE
 
 TINY_IMAGENET_FILE = "tiny-imagenet-200.zip"
 _ZIP_FOLDER = "tiny-imagenet-200/"
@@ -155,7 +155,7 @@ class _Zip:
         self._path, self._lock = path, threading.Lock()
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except DAMAGE as error:
             raise self.error(f"cannot be opened as a zip file: {error}") from error
         self.names = [name.removeprefix(_ZIP_FOLDER) for name in self._archive.namelist()]
 
@@ -165,8 +165,7 @@ class _Zip:
                 return self._archive.read(f"{_ZIP_FOLDER}{name}")
         except KeyError:
             raise self.error(f"lacks {name}") from None
-        # RuntimeError: it is encrypted. NotImplementedError: an unknown compression.
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        except DAMAGE as error:
             raise self.error(f"is damaged: {name} cannot be read ({error})") from error
 
     def labelled(self, files: Iterable[tuple[str, int]]) -> LabelledFiles:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from examples.common.errors import DataError
+from examples.common.reading import DAMAGE
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's names, by the number of channels
 _STATISTICS_IMAGES = 2000
@@ -117,7 +118,7 @@ def decode(
             image = Image.open(io.BytesIO(content)).convert(_MODES[channels])
         else:
             image = Image.fromarray(content[..., 0] if channels == 1 else content)
-    except Exception as error:  # Pillow raises all kinds of errors for damaged files
+    except DAMAGE as error:
         raise DataError(
             f"{name} cannot be decoded as an image: {error}. Replace or remove it."
         ) from error

@@ -7,6 +7,7 @@ import numpy as np
 from examples.classification.images import Dataset
 from examples.common.errors import DataError
 from examples.common.image_sets import add_symmetric_noise, noise_rng
+from examples.common.reading import DAMAGE
 
 NOISES = ("symmetric", "asymmetric")
 
@@ -107,7 +108,7 @@ def _read_labels(path: Path) -> np.ndarray:
         else:
             lines = path.read_text().splitlines()
             labels = np.array([int(line) for line in lines], np.int64)
-    except (OSError, EOFError, OverflowError, ValueError) as error:
+    except DAMAGE as error:
         raise DataError(
             f"{path} cannot be read as labels: {error}. It must be text with one integer a line, or"
             " a .npy file of one array of integers (if the file has several, save the one to use)."

@@ -120,7 +120,7 @@ def _keys(builder: Any, image_size: int) -> tuple[str, str]:
 
 
 def _prepare(builder: Any) -> None:
-    """Downloads and prepares what is not on disk yet, or raises immediately if it cannot."""
+    """Downloads and prepares missing data, or raises immediately if there is no network."""
     if builder.is_prepared():
         return
     urls = list(builder.url_infos or ())

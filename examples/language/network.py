@@ -89,7 +89,7 @@ def adapted(params: Any, adapters: dict[str, Any], scale: float = 2.0) -> Any:
 def rounded(params: Any, bits: int = 4) -> Any:
     """Round every array with two or more axes to the nearest of 2^bits − 1 symmetric levels.
 
-    Each output has a scale of its own, max |w| / (2^(bits − 1) − 1), as has each row of the
+    Each output has a separate scale, max |w| / (2^(bits − 1) − 1), as has each row of the
     embeddings. Biases and LayerNorms are not rounded. No data is used.
     """
     top = 2 ** (bits - 1) - 1
