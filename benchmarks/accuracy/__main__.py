@@ -2,7 +2,7 @@
 
 The learning rate and weight decay of the base optimizer are searched on each task, then those of
 SAM with its ρ from there, by doubling and halving until no neighbour is better. The search uses
-held-out training examples and seeds of its own. All other methods take over SAM's setting and run
+held-out training examples and separate seeds. All other methods take over SAM's setting and run
 on the tasks on which SAM improves the score. The test set is read once, by the reported runs.
 
 Every finished run is written to the CSV file at once and is never repeated: the same command

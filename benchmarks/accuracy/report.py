@@ -75,7 +75,7 @@ def write(csv: Path) -> list[Path]:
             f"{NOTES[name]} Measured at the commits {table.counted_commits(own)}, which precede"
             f" commit {EARLIER}. Each line is compared with base and SAM of the same commit, or of"
             " the only commit that has them. Random draws changed afterwards, because each random"
-            " stream got a key of its own (see CHANGELOG), so a repetition gives other numbers"
+            " stream got a separate key (see CHANGELOG), so a repetition gives other numbers"
             " within the errors.",
             "The base optimizer and SAM, with the settings that the search found:",
             _tasks(own, LISTS[name]),

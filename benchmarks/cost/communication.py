@@ -95,5 +95,5 @@ def main(csv: Path) -> None:
         table.append(csv, row | table.provenance())
 
 
-if __name__ == "__main__":  # in a process of its own, because JAX has other devices in it
+if __name__ == "__main__":  # a separate process, in which JAX has other devices
     main(Path(sys.argv[1]))

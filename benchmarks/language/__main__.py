@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     if options.smoke:
         vars(options).update(SMOKE)
     elif options.text is None or options.other_text is None:
-        parser.error("--text and --other-text are needed (only --smoke has texts of its own)")
+        parser.error("--text and --other-text are needed (only --smoke runs without them)")
     if options.width % options.heads:
         parser.error(f"--width must be a multiple of --heads, got {options.width}")
     return options

@@ -8,7 +8,7 @@ takes about 26 seconds on one core. The learning rate follows a cosine from its 
 Momentum is 0.9, weight decay 5e-4.
 
 For each noise level the learning rate is searched for SGD, and the learning rate and ρ for SAM, by
-doubling and halving: one run of full length with a seed of its own and 10,000 held-out training
+doubling and halving: one run of full length with a separate seed and 10,000 held-out training
 images with clean labels. ARSAM and the others take over SAM's setting.
 
 Every finished run is written to the CSV file at once and is never repeated: the same command

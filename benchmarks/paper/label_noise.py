@@ -86,7 +86,11 @@ class Options(search.Options):
     noise: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)
     """Shares of training labels that are wrong."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAMES")] = (
-        *("base", "sam", "arsam", "sam_every_k", "budgeted_sam"),
+        "base",
+        "sam",
+        "arsam",
+        "sam_every_k",
+        "budgeted_sam",
     )
     """Methods to train. base is SGD with momentum."""
     alphas: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)

@@ -152,7 +152,7 @@ def _small(rows: Rows) -> list[str]:
         "## The paper's tables in small",
         "Small data and networks on a CPU. Learning rate and ρ were searched on held-out training"
         f" examples. Measured at the commits {table.counted_commits(rows)}. Random draws changed"
-        " after these commits, because each random stream got a key of its own (see CHANGELOG). The"
+        " after these commits, because each random stream got a separate key (see CHANGELOG). The"
         " code of the two label-noise tables is at commit 0254d29. The differences are to the base"
         " optimizer, or in the label-noise tables to SAM, paired by seed.",
     ]
