@@ -1,4 +1,4 @@
-"""ARSAM with Equinox: BatchNorm, dropout, and a model split into what trains and what does not."""
+"""ARSAM with Equinox: BatchNorm, dropout, and a helper that returns both gradients."""
 
 import equinox as eqx
 import jax
@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import arsam_jax
+from arsam_jax.equinox import eqx_value_and_grad
 
 STEPS, BATCH_SIZE = 200, 64
 
@@ -32,24 +33,21 @@ class Network(eqx.Module):
         return self.output(self.dropout(jax.nn.relu(x), key=key)), state
 
 
-def loss_fn(params, static, state, batch, key):
+def loss_fn(model, state, batch, key):
     images, labels = batch
-    model, keys = eqx.combine(params, static), jax.random.split(key, len(labels))
+    keys = jax.random.split(key, len(labels))
     logits, state = jax.vmap(model, (0, None, 0), (0, None), axis_name="batch")(images, state, keys)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
 
 
-grad = jax.grad(loss_fn, has_aux=True)
-
-
 @eqx.filter_jit
 def train_step(model, state, opt_state, batch, key):
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    args = static, state, batch, key  # one key a step, for both gradients
-    grads, state = grad(params, *args)
-    # [0] drops the statistics of the perturbed pass: those of the clean one are kept.
-    updates, opt_state = tx.update(grads, opt_state, params, grad_fn=lambda w: grad(w, *args)[0])
-    return eqx.apply_updates(model, updates), state, opt_state
+    # Both gradients use the same key. The new statistics of BatchNorm come from the first one.
+    (loss, state), grads, params, grad_fn = eqx_value_and_grad(
+        loss_fn, model, state, batch, key, has_aux=True
+    )
+    updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+    return eqx.apply_updates(model, updates), state, opt_state, loss
 
 
 def main():
@@ -57,18 +55,19 @@ def main():
     images = (images / 16).astype(np.float32)
     images, test_images, labels, test_labels = train_test_split(images, labels, random_state=0)
     model, state = eqx.nn.make_with_state(Network)(jax.random.key(0))
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    opt_state = tx.init(params)
+    opt_state = tx.init(eqx.filter(model, eqx.is_inexact_array))
 
-    # Once, outside jit: an error where both gradients do not belong together.
-    args = static, state, (images[:BATCH_SIZE], labels[:BATCH_SIZE]), jax.random.key(1)
-    grads, _ = grad(params, *args)
-    arsam_jax.check_wiring(tx, grads, params, grad_fn=lambda params: grad(params, *args)[0])
+    # Once, outside jit: raises an error if the two gradients do not belong together.
+    batch = images[:BATCH_SIZE], labels[:BATCH_SIZE]
+    _, grads, params, grad_fn = eqx_value_and_grad(
+        loss_fn, model, state, batch, jax.random.key(1), has_aux=True
+    )
+    arsam_jax.check_wiring(tx, grads, params, grad_fn=grad_fn)
 
     for step in range(STEPS):
         rows = np.random.default_rng(step).choice(len(labels), BATCH_SIZE, replace=False)
         batch, key = (images[rows], labels[rows]), jax.random.fold_in(jax.random.key(1), step)
-        model, state, opt_state = train_step(model, state, opt_state, batch, key)
+        model, state, opt_state, _ = train_step(model, state, opt_state, batch, key)
     model = eqx.nn.inference_mode(model)
     logits, _ = jax.vmap(model, (0, None), (0, None))(test_images, state)
     accuracy = np.mean(logits.argmax(-1) == test_labels)

@@ -11,7 +11,7 @@ import arsam_jax.flax
 
 STEPS, BATCH_SIZE = 200, 64
 MIRROR = np.arange(64).reshape(8, 8)[:, ::-1].ravel()
-HEAD = nnx.All(nnx.Param, nnx.PathContains("head"))  # what trains; any filter of NNX does
+HEAD = nnx.All(nnx.Param, nnx.PathContains("head"))  # selects the trained parameters
 
 
 class Network(nnx.Module):
@@ -31,7 +31,8 @@ def loss_fn(model, batch):
 
 @nnx.jit(static_argnames="wrt")
 def train_step(model, optimizer, batch, wrt):
-    # One filter for all three. The others get no gradient, no buffer and no perturbation.
+    # The same filter as in nnx.Optimizer. All other parameters get no gradient, no buffer and no
+    # perturbation.
     loss, grads, grad_fn = arsam_jax.flax.nnx_value_and_grad(loss_fn, model, batch, wrt=wrt)
     optimizer.update(model, grads, grad_fn=grad_fn)
     return loss
@@ -56,12 +57,12 @@ def main():
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
     images, test_images, labels, test_labels = train_test_split(images, labels, random_state=0)
-    trained = Network(nnx.Rngs(0))  # in place of a checkpoint
+    trained = Network(nnx.Rngs(0))  # stands for a checkpoint
     train(trained, images, labels, nnx.Param)
 
     model = Network(nnx.Rngs(1))
-    nnx.update(model.body, nnx.state(trained.body))  # so a checkpoint's state is put in, too
-    model.body.eval()  # else BatchNorm goes on moving its statistics
+    nnx.update(model.body, nnx.state(trained.body))  # as with a restored checkpoint
+    model.body.eval()  # otherwise BatchNorm updates its statistics
     train(model, np.take(images, MIRROR, axis=1), labels, HEAD)
     frozen = nnx.state(model.body), nnx.state(trained.body)
     assert jax.tree.all(jax.tree.map(np.array_equal, *frozen))

@@ -1,10 +1,10 @@
-"""Parameters and optimizer state cut into parts (FSDP), here for eight forced CPU devices."""
+"""Parameters and optimizer state sharded (FSDP), here over eight forced CPU devices."""
 
 import os
 
-# Before jax is imported. On a real machine leave both out: its devices are found by themselves.
+# Set before JAX is imported. Leave both out on a real machine, where JAX finds the devices.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault("NPROC", "32")  # with one thread a device, forced devices can wait forever
+os.environ.setdefault("NPROC", "32")  # forced devices can deadlock with one thread each
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def apply(params, images):
 
 
 def loss_fn(params, batch):
-    images, labels = batch  # of all devices: the mean is that of the whole batch
+    images, labels = batch  # of all devices, so the mean is over the whole batch
     logits = apply(params, images)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -47,30 +47,30 @@ def main():
     images, test_images, labels, test_labels = train_test_split(images, labels, random_state=0)
 
     mesh = Mesh(jax.devices(), ("devices",))
-    everywhere, cut = NamedSharding(mesh, P()), NamedSharding(mesh, P("devices"))
+    everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("devices"))
     hidden, output = jax.random.split(jax.random.key(0))
     make = jax.nn.initializers.he_normal()
     params = {"hidden": make(hidden, (64, 128)), "output": make(output, (128, 10))}
-    params = jax.device_put(params, cut)  # along the first axis, as the batch is
-    opt_state = jax.tree.map(  # a buffer is cut as its parameter is; the scalars go everywhere
+    params = jax.device_put(params, split)  # along the first axis, as the batch is
+    opt_state = jax.tree.map(  # a buffer is sharded as its parameter, scalars are replicated
         lambda x: x if x.committed else jax.device_put(x, everywhere), tx.init(params)
     )
-    shardings = jax.tree.map(lambda x: x.sharding, (params, opt_state))  # kept: it compiles once
+    shardings = jax.tree.map(lambda x: x.sharding, (params, opt_state))  # compiles once
     step_fn = jax.jit(train_step, donate_argnums=(0, 1), out_shardings=shardings)
 
-    # Once, outside jit: an error where both gradients do not belong together.
-    batch = jax.device_put((images[:BATCH_SIZE], labels[:BATCH_SIZE]), cut)
+    # Once, outside jit: raises an error if the two gradients do not belong together.
+    batch = jax.device_put((images[:BATCH_SIZE], labels[:BATCH_SIZE]), split)
     grads = grad(params, batch)
     arsam_jax.check_wiring(tx, grads, params, grad_fn=lambda params: grad(params, batch))
 
     rng = np.random.default_rng(1)
     for _ in range(STEPS):
         rows = rng.choice(len(labels), BATCH_SIZE, replace=False)
-        batch = jax.device_put((images[rows], labels[rows]), cut)
+        batch = jax.device_put((images[rows], labels[rows]), split)
         params, opt_state = step_fn(params, opt_state, batch)
 
     psf = jax.tree.leaves(arsam_jax.get_state(opt_state).correction)
-    assert [x.sharding for x in psf] == [cut, cut]
+    assert [x.sharding for x in psf] == [split, split]
     accuracy = np.mean(apply(params, test_images).argmax(-1) == test_labels)
     sampled = arsam_jax.metrics_dict(opt_state)["sampled_share"]
     print(f"{mesh.size} devices, %SAM {100 * sampled:.1f}, test accuracy {100 * accuracy:.1f} %")

@@ -22,7 +22,7 @@ def normalize(x):
     return x / jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
-# Functional SAM needs the loss in two functions: first the logits of the next symbols ...
+# Functional SAM needs the loss as two functions. The first returns the logits of the next symbols.
 @jax.jit
 def outputs_fn(params, text):
     read = text[:, :-1]
@@ -36,7 +36,7 @@ def outputs_fn(params, text):
     return normalize(x) @ params["head"]
 
 
-# ... then the loss of these logits. The first half of a text is random, so only the second counts.
+# The second returns their loss. The first half of a text is random, so only the second half counts.
 def loss_fn(logits, text):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, text[:, 1:])
     return losses[:, LENGTH - 1 :].mean()
@@ -44,8 +44,8 @@ def loss_fn(logits, text):
 
 value_and_grad = arsam_jax.functional.value_and_grad(outputs_fn, loss_fn)
 
-# A quarter of the steps costs a second gradient. Each takes the Jacobian of the logits at the
-# perturbed parameters, and the derivative of the loss by the logits at the parameters themselves.
+# A quarter of the steps take a second gradient: the Jacobian of the logits at the perturbed
+# parameters, times the gradient of the loss with respect to the logits at the parameters.
 tx = optax.chain(
     arsam_jax.budgeted_sam(rho=0.05, share=1 / 4),
     optax.adamw(optax.cosine_decay_schedule(3e-3, STEPS)),

@@ -37,11 +37,11 @@ def main():
         keras.optimizers.AdamW(3e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        # In front of the optimizer. Segments are 50 steps in longer runs.
+        # Comes before the optimizer. In runs of more than 5,000 steps leave out segment_length.
         link=arsam_jax.arsam(rho=0.1, alpha=0.4, segment_length=8),
     )
 
-    # Once: an error where both gradients do not belong together, as where a layer draws anew.
+    # Once: raises an error if the two gradients do not belong together.
     grads, params, grad_fn = model.gradients(images[:BATCH_SIZE], labels[:BATCH_SIZE])
     arsam_jax.check_wiring(model.link, grads, params, grad_fn=grad_fn)
 

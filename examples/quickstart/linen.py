@@ -21,7 +21,7 @@ class Network(nn.Module):
         return nn.Dense(10)(x)
 
 
-class TrainState(arsam_jax.flax.TrainState):  # flax's own does not forward grad_fn
+class TrainState(arsam_jax.flax.TrainState):  # Flax's own does not forward grad_fn
     batch_stats: dict
 
 
@@ -39,12 +39,10 @@ grad = jax.grad(loss_fn, has_aux=True)
 
 @jax.jit
 def train_step(state, batch):
-    dropout_key = jax.random.fold_in(
-        jax.random.key(1), state.step
-    )  # one a step, for both gradients
-    args = state.batch_stats, batch, dropout_key
+    dropout_key = jax.random.fold_in(jax.random.key(1), state.step)
+    args = state.batch_stats, batch, dropout_key  # the same for both gradients
     grads, batch_stats = grad(state.params, *args)
-    # [0] drops the statistics of the perturbed pass: those of the clean one are kept.
+    # [0] drops the statistics of the second pass, so those of the first pass are kept.
     return state.apply_gradients(
         grads=grads, grad_fn=lambda params: grad(params, *args)[0], batch_stats=batch_stats
     )
@@ -55,12 +53,13 @@ def main():
     images = (images / 16).astype(np.float32)
     images, test_images, labels, test_labels = train_test_split(images, labels, random_state=0)
 
-    # The link comes first, in front of any optimizer. Segments are 50 steps in longer runs.
+    # The transformation comes first, in front of any optimizer. In runs of more than 5,000 steps
+    # leave out segment_length.
     tx = optax.chain(arsam_jax.arsam(rho=0.1, alpha=0.4, segment_length=8), optax.adamw(3e-3))
     variables = Network().init(jax.random.key(0), images[:1], train=False)
     state = TrainState.create(apply_fn=Network().apply, tx=tx, **variables)
 
-    # Once, outside jit: an error where both gradients do not belong together.
+    # Once, outside jit: raises an error if the two gradients do not belong together.
     args = state.batch_stats, (images[:BATCH_SIZE], labels[:BATCH_SIZE]), jax.random.key(1)
     grads, _ = grad(state.params, *args)
     arsam_jax.check_wiring(tx, grads, state.params, grad_fn=lambda params: grad(params, *args)[0])

@@ -1,4 +1,4 @@
-"""The curves of ARSAM in TensorBoard, and with one other line in W&B or MLflow."""
+"""The metrics of ARSAM in TensorBoard, and with one other line in W&B or MLflow."""
 
 import functools
 import tempfile
@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 
 import arsam_jax
 
-STEPS, BATCH_SIZE, LOG_EVERY = 400, 64, 20
+STEPS, BATCH_SIZE = 400, 64
 
 tx = optax.chain(
     arsam_jax.arsam(rho=0.1, alpha=0.4, segment_length=8),
@@ -51,20 +51,20 @@ def main():
     params = {"hidden": make(hidden, (64, 128)), "output": make(output, (128, 10))}
     opt_state = tx.init(params)
 
-    # Once, outside jit: an error where both gradients do not belong together.
+    # Once, outside jit: raises an error if the two gradients do not belong together.
     batch = images[:BATCH_SIZE], labels[:BATCH_SIZE]
     grads = grad(params, batch)
     arsam_jax.check_wiring(tx, grads, params, grad_fn=lambda params: grad(params, batch))
 
     folder, rng = tempfile.mkdtemp(prefix="arsam"), np.random.default_rng(1)
     with SummaryWriter(folder) as writer:
-        for step in range(1, STEPS + 1):
+        for step in range(STEPS):
             rows = rng.choice(len(labels), BATCH_SIZE, replace=False)
-            is_logged = step % LOG_EVERY == 0  # then norms and cosine of both gradients are taken
+            # Measures norms on 4 consecutive steps of each 20, since only some steps are sampled.
             params, opt_state, loss = train_step(
-                params, opt_state, (images[rows], labels[rows]), measure=is_logged
+                params, opt_state, (images[rows], labels[rows]), measure=step % 20 >= 16
             )
-            if is_logged:  # metrics_dict waits for the step, so not at each one
+            if step % 20 == 19:  # not on every step, because metrics_dict waits for the step
                 metrics = {"loss": float(loss), **arsam_jax.metrics_dict(opt_state)}
                 # W&B: wandb.log(metrics, step=step). MLflow: mlflow.log_metrics(metrics, step=step)
                 for name, value in metrics.items():

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) for mirrored digits, over a base that is frozen."""
+"""Low-rank adapters (LoRA) for mirrored digits, over a frozen base."""
 
 import jax
 import numpy as np
@@ -63,8 +63,7 @@ def main():
         "output": {"a": make(keys[3], (128, RANK)), "b": np.zeros((RANK, 10), np.float32)},
     }
 
-    # A function of what is trained alone, the base closed over: then nothing is kept for the
-    # base, no gradient is taken of it, and the perturbation leaves it where it is.
+    # loss_fn closes over the base, which then gets no gradient, no buffer and no perturbation.
     def loss_fn(adapters, batch):
         return cross_entropy(with_adapters(adapters, base), batch)
 

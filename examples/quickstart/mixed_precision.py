@@ -11,9 +11,9 @@ import arsam_jax
 
 STEPS, BATCH_SIZE, GROWTH_STEPS = 300, 64, 100
 
-tx = optax.chain(  # Non-finite gradients are returned, never kept in the state,
+tx = optax.chain(
     arsam_jax.arsam(rho=0.1, alpha=0.4, segment_length=8),
-    optax.apply_if_finite(optax.adamw(3e-3), max_consecutive_errors=50),  # and skipped here.
+    optax.apply_if_finite(optax.adamw(3e-3), max_consecutive_errors=50),  # skips bad steps
 )
 
 
@@ -30,7 +30,7 @@ def loss_fn(params, batch, dtype):
 
 
 def grad(params, batch, scale, dtype):
-    # Divided out here: the scale moves, and the gradients that the link reuses must not.
+    # Unscaled here, because the transformation reuses gradients after the scale has changed.
     scaled = jax.grad(lambda params: scale * loss_fn(params, batch, dtype))(params)
     return jax.tree.map(lambda g: g / scale, scaled)
 
@@ -57,7 +57,7 @@ def main():
     make = jax.nn.initializers.he_normal()
     start = {"hidden": make(hidden, (64, 128)), "output": make(output, (128, 10))}
 
-    # Once, outside jit: it would see a scale that one of both gradients still has.
+    # Once, outside jit: raises an error if only one of the two gradients is unscaled.
     args = (images[:BATCH_SIZE], labels[:BATCH_SIZE]), 2.0**10, jnp.float16
     grads = grad(start, *args)
     arsam_jax.check_wiring(tx, grads, start, grad_fn=lambda params: grad(params, *args))

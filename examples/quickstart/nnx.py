@@ -1,4 +1,4 @@
-"""ARSAM with Flax NNX: BatchNorm, dropout, and gradients accumulated over parts of a batch."""
+"""ARSAM with Flax NNX: BatchNorm, dropout, and gradients accumulated over micro-batches."""
 
 import numpy as np
 import optax
@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 import arsam_jax.flax
 
 STEPS, BATCH_SIZE = 200, 64
-PARTS = 2  # of a batch, one after another, where it is too large for the memory; 1: all at once
+MICROBATCHES = 2  # run one after another to save memory; 1 runs the whole batch at once
 
 
 class Network(nnx.Module):
@@ -29,9 +29,9 @@ def loss_fn(model, batch):
 
 
 def value_and_grad(model, batch):
-    # In place of nnx.value_and_grad: its grad_fn takes the same parts, draws the dropout masks of
-    # the first gradient again and leaves the statistics of BatchNorm alone.
-    return arsam_jax.flax.nnx_value_and_grad(loss_fn, model, batch, num_microbatches=PARTS)
+    # Used in place of nnx.value_and_grad. The grad_fn that it returns uses the same micro-batches
+    # and dropout masks, and does not change the statistics of BatchNorm.
+    return arsam_jax.flax.nnx_value_and_grad(loss_fn, model, batch, num_microbatches=MICROBATCHES)
 
 
 @nnx.jit
@@ -47,11 +47,12 @@ def main():
     images, test_images, labels, test_labels = train_test_split(images, labels, random_state=0)
 
     model = Network(nnx.Rngs(0))
-    # The link comes first, in front of any optimizer. Segments are 50 steps in longer runs.
+    # The transformation comes first, in front of any optimizer. In runs of more than 5,000 steps
+    # leave out segment_length.
     tx = optax.chain(arsam_jax.arsam(rho=0.1, alpha=0.4, segment_length=8), optax.adamw(3e-3))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
-    # Once, outside jit, on a copy: an error where both gradients do not belong together.
+    # Once, outside jit, on a copy: raises an error if the two gradients do not belong together.
     trial = nnx.clone(model)
     batch = (images[:BATCH_SIZE], labels[:BATCH_SIZE])
     _, grads, grad_fn = value_and_grad(trial, batch)
@@ -63,7 +64,7 @@ def main():
         rows = rng.choice(len(labels), BATCH_SIZE, replace=False)
         train_step(model, optimizer, (images[rows], labels[rows]))
 
-    model.eval()  # BatchNorm by its statistics, no dropout
+    model.eval()  # BatchNorm uses its statistics, and dropout is off
     accuracy = np.mean(model(test_images).argmax(-1) == test_labels)
     sampled = arsam_jax.metrics_dict(optimizer.opt_state)["sampled_share"]
     print(f"{STEPS} steps, %SAM {100 * sampled:.1f}, test accuracy {100 * accuracy:.1f} %")

@@ -35,8 +35,8 @@ def loss_fn(params, batch):
 grad = jax.grad(loss_fn)
 
 
-# The link comes first: it turns gradients into sharpness-aware ones, for any optimizer behind it.
-# Segments of 8 steps, not the paper's 50, since this run has fewer than 5,000 steps.
+# The transformation comes first: it turns gradients into sharpness-aware gradients.
+# Segments have 8 steps instead of the paper's 50, because this run has fewer than 5,000 steps.
 tx = optax.chain(
     arsam_jax.arsam(rho=0.1, alpha=0.4, segment_length=8),
     optax.sgd(optax.cosine_decay_schedule(0.1, STEPS), momentum=0.9),
@@ -45,7 +45,7 @@ tx = optax.chain(
 
 @jax.jit
 def train_step(params, opt_state, batch):
-    # On sampled steps grad_fn is called with perturbed parameters: on this same batch.
+    # On sampled steps grad_fn is called with perturbed parameters and the same batch.
     updates, opt_state = tx.update(
         grad(params, batch), opt_state, params, grad_fn=lambda params: grad(params, batch)
     )
@@ -60,7 +60,7 @@ def main():
     params = init(jax.random.key(0))
     opt_state = tx.init(params)
 
-    # Once, outside jit: an error where both gradients do not belong together.
+    # Once, outside jit: raises an error if the two gradients do not belong together.
     batch = images[:BATCH_SIZE], labels[:BATCH_SIZE]
     grads = grad(params, batch)
     arsam_jax.check_wiring(tx, grads, params, grad_fn=lambda params: grad(params, batch))
@@ -71,7 +71,7 @@ def main():
         params, opt_state = train_step(params, opt_state, (images[rows], labels[rows]))
 
     accuracy = np.mean(apply(params, test_images).argmax(-1) == test_labels)
-    sampled = arsam_jax.metrics_dict(opt_state)["sampled_share"]  # each cost a second gradient
+    sampled = arsam_jax.metrics_dict(opt_state)["sampled_share"]  # the share with a second gradient
     print(f"{STEPS} steps, %SAM {100 * sampled:.1f}, test accuracy {100 * accuracy:.1f} %")
 
 

@@ -1,4 +1,4 @@
-"""Several processes, as on several machines; here two, which this program starts itself."""
+"""Several processes, as on several machines. This script starts two of them itself."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ def apply(params, images):
 
 
 def loss_fn(params, batch):
-    images, labels = batch  # of all processes: the mean is that of the whole batch
+    images, labels = batch  # of all processes, so the mean is over the whole batch
     logits = apply(params, images)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -41,7 +41,7 @@ def train_step(params, opt_state, batch):  # as in one process
 
 
 def train(address, process):
-    # On SLURM, Open MPI, Kubernetes and Cloud TPU without arguments; there train is all of it.
+    # On SLURM, Open MPI, Kubernetes and Cloud TPU call it without arguments.
     jax.distributed.initialize(address, PROCESSES, int(process))
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
@@ -52,17 +52,17 @@ def train(address, process):
     params = {"hidden": make(keys[0], (64, 128)), "output": make(keys[1], (128, 10))}
     params, opt_state = jax.device_put((params, tx.init(params)), everywhere)
 
-    def batch_of(step):  # the rows are drawn alike in all processes, and each reads its own
+    def batch_of(step):  # all processes draw the same rows, and each reads its own
         rows = np.random.default_rng(step).choice(len(labels), BATCH_SIZE, replace=False)
         own = np.split(rows, jax.process_count())[jax.process_index()]
         parts = images[own], labels[own]
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_row, x), parts)
 
-    batch = batch_of(0)  # Once, outside jit: an error where both gradients do not belong together
+    batch = batch_of(0)  # Once, outside jit: compares the two gradients
     arsam_jax.check_wiring(tx, grad(params, batch), params, grad_fn=lambda w: grad(w, batch))
     for step in range(STEPS):
         params, opt_state = train_step(params, opt_state, batch_of(step))
-    arsam_jax.parallel.check_same_everywhere(opt_state)  # every process took the same steps
+    arsam_jax.parallel.check_same_everywhere(opt_state)  # all processes sampled the same steps
     accuracy = np.mean(apply(jax.device_get(params), test_images).argmax(-1) == test_labels)
     sampled = arsam_jax.metrics_dict(opt_state)["sampled_share"]
     print(f"process {process}: %SAM {100 * sampled:.1f}, test accuracy {100 * accuracy:.1f} %")

@@ -1,4 +1,4 @@
-"""Stops in the middle, saves with Orbax, and goes on bit for bit as if it had never stopped."""
+"""Stops in the middle, saves with Orbax, and resumes bit for bit as if it had never stopped."""
 
 import tempfile
 from pathlib import Path
@@ -53,7 +53,7 @@ def main():
 
     def train(state, steps):
         params, opt_state = state
-        for step in steps:  # the batch follows from the step, so a resumed run draws the same
+        for step in steps:  # the batch depends on the step alone, also after resuming
             rows = np.random.default_rng(step).choice(len(labels), BATCH_SIZE, replace=False)
             params, opt_state = train_step(params, opt_state, (images[rows], labels[rows]))
         return params, opt_state
@@ -62,10 +62,10 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as checkpointer:
         path = Path(folder) / "checkpoint"
-        # The optimizer state has all: the PSF, its age, the controller, the momentum, the counts.
+        # The optimizer state has everything: the PSF and its age, the controller, the momentum.
         checkpointer.save(path, train(start, range(STEPS // 2)))
         checkpointer.wait_until_finished()
-        # Restored by shapes, dtypes and structure, which init gives again in a new process.
+        # start gives shapes, dtypes and structure. A new process makes it with init, as above.
         resumed = train(checkpointer.restore(path, start), range(STEPS // 2, STEPS))
 
     assert jax.tree.all(jax.tree.map(np.array_equal, resumed, whole))

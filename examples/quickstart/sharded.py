@@ -2,9 +2,9 @@
 
 import os
 
-# Before jax is imported. On a real machine leave both out: its devices are found by themselves.
+# Set before JAX is imported. Leave both out on a real machine, where JAX finds the devices.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-os.environ.setdefault("NPROC", "8")  # with one thread a device, forced devices can wait forever
+os.environ.setdefault("NPROC", "8")  # forced devices can deadlock with one thread each
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def apply(params, images):
 
 
 def loss_fn(params, batch):
-    images, labels = batch  # of all devices: the mean is that of the whole batch
+    images, labels = batch  # of all devices, so the mean is over the whole batch
     logits = apply(params, images)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -55,10 +55,10 @@ def main():
     make = jax.nn.initializers.he_normal()
     params = {"hidden": make(hidden, (64, 128)), "output": make(output, (128, 10))}
     params, opt_state = jax.device_put((params, tx.init(params)), everywhere)
-    # The shardings of the results are fixed, so that the step compiles once.
+    # out_shardings fixes the shardings of the results, so that the step compiles once.
     step_fn = jax.jit(train_step, donate_argnums=(0, 1), out_shardings=everywhere)
 
-    # Once, outside jit: it would see sums over devices in place of means.
+    # Once, outside jit: raises an error if the two gradients do not belong together.
     batch = jax.device_put((images[:BATCH_SIZE], labels[:BATCH_SIZE]), by_row)
     grads = grad(params, batch)
     arsam_jax.check_wiring(tx, grads, params, grad_fn=lambda params: grad(params, batch))
@@ -69,7 +69,7 @@ def main():
         batch = jax.device_put((images[rows], labels[rows]), by_row)
         params, opt_state = step_fn(params, opt_state, batch)
 
-    arsam_jax.parallel.check_same_everywhere(opt_state)  # every device took the same steps
+    arsam_jax.parallel.check_same_everywhere(opt_state)  # all devices sampled the same steps
     accuracy = np.mean(apply(params, test_images).argmax(-1) == test_labels)
     sampled = arsam_jax.metrics_dict(opt_state)["sampled_share"]
     print(f"{mesh.size} devices, %SAM {100 * sampled:.1f}, test accuracy {100 * accuracy:.1f} %")

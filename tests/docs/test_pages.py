@@ -50,7 +50,13 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_runs_alone(block):
-    exec(compile(block, "block", "exec"), {"__name__": "__main__"})
+    namespace = {"__name__": "__main__"}
+    exec(compile(block, "block", "exec"), namespace)
+    if "for _ in range(4):" in block:  # as many steps as budgeted_sam needs to sample one
+        is_nnx = "optimizer" in namespace
+        opt_state = namespace["optimizer"].opt_state if is_nnx else namespace["opt_state"]
+        (num_sampled,) = jax.tree.leaves(arsam_jax.get_metrics(opt_state).num_sampled)
+        np.testing.assert_array_equal(num_sampled, 1)
 
 
 def test_the_readme_example_samples_some_steps():
