@@ -1,9 +1,10 @@
 """Means with standard errors, and the fraction of SAM's improvement that a method retains."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FLOOR = -100.0  # in %: the least that one task counts in a median or mean over tasks
 
@@ -56,3 +57,35 @@ def floored(estimates: Sequence[Estimate]) -> list[float]:
     Otherwise a method that fails on a task would count the more, the smaller SAM's improvement is.
     """
     return [x.mean if x.mean > FLOOR else FLOOR for x in estimates]
+
+
+def sign_flip(values: Sequence[float]) -> float:
+    """The exact one-sided p-value that the mean is below 0, over all patterns of signs."""
+    sums = [
+        sum(sign * abs(value) for sign, value in zip(signs, values, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    limit = sum(values) + 1e-12 * sum(map(abs, values))
+    return statistics.fmean(x <= limit for x in sums)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, corrected for all of them."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def at_loss(losses: Any, values: Any, loss: float) -> float:
+    """The value at a loss, between two neighbouring points of a trajectory, taken from its end.
+
+    A loss that the trajectory does not pass has the value of the nearest point.
+    """
+    for i in range(len(losses) - 2, -1, -1):
+        (first, second), (start, end) = losses[i : i + 2], values[i : i + 2]
+        if min(first, second) <= loss <= max(first, second):
+            share = 0.0 if first == second else (loss - first) / (second - first)
+            return float(start + share * (end - start))
+    return float(values[min(range(len(losses)), key=lambda i: abs(losses[i] - loss))])

@@ -13,6 +13,7 @@ PROGRAMS = {
     "cost": ("cost",),
     "accelerator": ("cost", "--accelerator"),
     "paper": ("paper",),
+    "language": ("language", "--arms", "sam"),
 }
 
 
