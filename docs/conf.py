@@ -77,7 +77,6 @@ html_css_files = ["site.css"]
 html_math_renderer = "mathml"  # browsers draw MathML without a script from another server
 
 NOTEBOOKS = {f"notebooks/{page.stem}" for page in (DOCS / "notebooks").glob("*.md")}
-NOTEBOOKS -= {"notebooks/index"}
 
 
 def offer_notebook(app: Any, docname: str, source: list[str]) -> None:

@@ -255,7 +255,7 @@ LADDER = (
     (
         "Do you want the paper's\nadaptive sampling?",
         "arsam(rho)",
-        "1.1 to 1.8 gradients per step",
+        "1.02 to 1.83 gradients per step, measured",
     ),
 )
 OTHERWISE = ("budgeted_sam(rho, share=1/4)", "1.25 gradients per step, recommended")

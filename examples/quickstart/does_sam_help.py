@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 
 import arsam_jax
 
-RHOS = (0.1, 0.2, 0.4)
+RHOS = (0.1, 0.2, 0.4)  # for label noise; (0.05, 0.1, 0.2) for other tasks
 STEPS, BATCH_SIZE, SEEDS = 1000, 64, 5
 
 

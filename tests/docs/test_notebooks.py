@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent.parent / "docs" / "notebooks"
-PAGES = [page for page in sorted(NOTEBOOKS.glob("*.md")) if page.stem != "index"]
+PAGES = sorted(NOTEBOOKS.glob("*.md"))
 
 pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.long]
 
@@ -34,6 +34,10 @@ def fifteen_minutes(names):
     assert last < first
     assert names["cost"] == 1.25
     assert names["accuracies"][-1] > accuracy["SGD"] + 0.05
+    for norm in (names["norms"]["‖g‖"], names["norms"]["‖PSF‖"]):
+        assert norm[-50:].mean() < norm[:50].mean()
+    ratio = names["running_median"](names["norms"]["c = ‖PSF‖ / ‖g‖"])
+    assert ratio[-1] > 2 * ratio[0]
 
 
 def flatness(names):
@@ -49,23 +53,7 @@ def flatness(names):
         assert weights[abs(nodes) < 0.1 * nodes.max()].sum() > 0.98
 
 
-def figure_2(names):
-    for name, ratio in names["ratios"].items():
-        assert ratio[-1] > 2 * ratio[0]
-        for norms in (names["norms"][name].grad_norm, names["norms"][name].correction_norm):
-            assert norms[-50:].mean() < norms[:50].mean()
-    last = [ratio[-1] for ratio in names["ratios"].values()]
-    assert max(last) > 2 * min(last)
-    assert names["runs"].keys() == names["NETWORKS"].keys()
-    for metrics, policy in names["runs"].values():
-        (is_one,) = names["np"].nonzero(policy.probability == 1)
-        assert is_one[0] < 0.75 * len(policy.probability)
-        assert policy.probability[is_one[0] :].min() == 1
-        assert metrics.sampled[is_one[0] + 1 :].all()
-        assert metrics.sampled.mean() < 0.9
-
-
-CHECKS = {check.__name__: check for check in (fifteen_minutes, flatness, figure_2)}
+CHECKS = {check.__name__: check for check in (fifteen_minutes, flatness)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

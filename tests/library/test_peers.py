@@ -1,7 +1,7 @@
 """Against PyTorch implementations not written here: ``make test-peers`` installs and runs these.
 
 pytorch_optimizer and zij. Where they decompose per tensor, as both LookSAMs do, the comparison has
-one tensor; docs/methods.md lists the deviations.
+one tensor; docs/api/methods.md lists the deviations.
 """
 
 import jax
