@@ -17,7 +17,7 @@ import rich
 
 from benchmarks import search
 from benchmarks.language import experiment, report
-from benchmarks.language.experiment import SEARCH_SEEDS, WITHOUT_RADIUS, Options, Run
+from benchmarks.language.experiment import LAST_DECAY, SEARCH_SEEDS, WITHOUT_RADIUS, Options, Run
 
 RATES, RADII, DECAYS = (0.5, 1.0, 2.0), (0.02, 0.1, 0.5), (0.0, 0.1, 0.3)
 SMOKE = {"width": 16, "depth": 1, "length": 16, "batch": 8, "steps": 40, "evaluated": 16}
@@ -37,8 +37,10 @@ def run(options: Options) -> None:
 
     def best(arm: str, rates: Sequence[float]) -> tuple[float, float]:
         """The rate and the value with the lowest mean validation loss."""
-        settings = [*itertools.product(rates, DECAYS if arm in WITHOUT_RADIUS else RADII)]
-        settings = settings[4:5] if options.smoke else settings
+        values = DECAYS if arm in WITHOUT_RADIUS else RADII
+        values = (LAST_DECAY,) if arm == "adamw_decay" else values
+        settings = [*itertools.product(rates, values)]
+        settings = settings[:1] if options.smoke else settings
         seeds = SEARCH_SEEDS[: 1 if options.smoke else None]
         runs = {s: [Run("search", arm, *s, seed, size) for seed in seeds] for s in settings}
         done = search.run_all(itertools.chain(*runs.values()), study, tried)

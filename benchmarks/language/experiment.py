@@ -21,7 +21,8 @@ from examples.language import data
 from examples.language.network import Transformer, adapted, make_adapters, rounded
 
 SEARCH_SEEDS = (1000, 1001)
-WITHOUT_RADIUS = ("adamw", "average", "larger_rate", "short_decay")
+WITHOUT_RADIUS = ("adamw", "average", "larger_rate", "short_decay", "adamw_decay")
+LAST_DECAY = 0.1  # of the arms with a radius, and of adamw_decay
 FUNCTIONAL = ("functional", "preconditioned", "functional_4", "functional_8", "functional_32")
 AVERAGE_DECAY, SHARPNESS_RADIUS, LORA_RANK, LORA_FACTOR = 0.98, 0.05, 8, 10
 HEADS = 4
@@ -154,7 +155,7 @@ class Experiment:
     def last_phase(self, run: Run) -> Iterator[tuple[Any, dict[str, float]]]:
         """The parameters at each quarter of the last phase, and what a step of it cost."""
         method = _method(run.arm, run.value)
-        base = _adamw(self._schedule(run), weight_decay=0.1 if method else run.value)
+        base = _adamw(self._schedule(run), weight_decay=LAST_DECAY if method else run.value)
         tx = optax.chain(method, base) if method else optax.with_extra_args_support(base)
         params, opt_state = self.base(run.seed)
         if method:

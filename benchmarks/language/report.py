@@ -10,7 +10,7 @@ from benchmarks import table
 from benchmarks.statistics import at_loss, holm, mean_and_error, sign_flip
 
 ARMS = ("adamw", "average", "larger_rate", "short_decay", "sam", "functional", "preconditioned")
-ARMS += ("functional_4", "functional_8", "functional_32", "arsam")
+ARMS += ("functional_4", "functional_8", "functional_32", "arsam", "adamw_decay")
 TESTED = ("sam", "functional", "preconditioned", "functional_4")
 HYPOTHESES = [(arm, measure) for measure in ("rounding_4", "forgetting") for arm in TESTED]
 LEVEL, POINTS, BITS, FINE_TUNING_RATES = 0.05, 4, (8, 4, 3), (1e-4, 3e-4, 1e-3)
