@@ -20,11 +20,17 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from arsam_jax.trajectory import START_EPOCH
-from examples.classification import augment, datasets, models, noise, step
-from examples.classification.images import Dataset
-from examples.classification.options import ROWS, Options, check
-from examples.common import comparison
+from examples.classification import augment, datasets, models
+from examples.classification.datasets import Dataset
+from examples.classification.options import ROWS, Options, check, published
+from examples.classification.step import (
+    Batch,
+    TrainState,
+    make_losses_fn,
+    start_trajectory,
+    train_step,
+)
+from examples.common import comparison, image_sets
 from examples.common.errors import ConfigError
 
 _EVALUATION_BATCH = 500
@@ -38,10 +44,9 @@ class Classification(comparison.Task):
     def __init__(self, options: Options, dataset: Dataset | None = None):
         check(options)
         self.options = options
-        self.data = dataset or _load(options)
+        self.data = dataset or datasets.load(options)
         self.num_examples = len(self.data.train_labels)
         self._labels: dict[int, np.ndarray] = {}
-        self._noisy_labels(options.seeds[0])  # raises now if a file of labels does not fit
         image_shape = self.data.train_images.shape[1:]
         self._one_image = np.zeros((1, *image_shape), np.float32)
         try:
@@ -50,7 +55,6 @@ class Classification(comparison.Task):
                 image_shape[0],
                 self.data.num_classes,
                 width=options.width,
-                depth=options.depth,
                 dropout=options.dropout,
                 dtype=options.dtype,
             )
@@ -59,7 +63,7 @@ class Classification(comparison.Task):
         except ValueError as error:
             raise ConfigError(f"--model {options.model}: {error}") from error
         self.num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-        self._losses_fn = step.make_losses_fn(self.model.apply, options.label_smoothing)
+        self._losses_fn = make_losses_fn(self.model.apply)
         self._count_correct = jax.jit(self._num_correct)
 
     @property
@@ -67,23 +71,16 @@ class Classification(comparison.Task):
         options, data = self.options, self.data
         shape = "×".join(map(str, data.train_images.shape[1:]))
         held_out = "validation" if options.validation else "test"
-        text = (
+        return (
             f"{options.dataset}: {self.num_examples:,} training and"
             f" {len(data.held_out_labels):,} {held_out} images of {shape}; {options.model} with"
-            f" {self.num_params:,} parameters"
+            f" {self.num_params:,} parameters{published(options.row)}"
         )
-        without_term = [method for method in options.own_methods if method in options.method]
-        if without_term and options.epochs <= START_EPOCH + 1:
-            text += (
-                f". Warning: {' and '.join(without_term)} are like base before epoch"
-                f" {START_EPOCH + 2}"
-            )
-        return text
 
-    def new_state(self, tx: optax.GradientTransformation, seed: int) -> step.TrainState:
+    def new_state(self, tx: optax.GradientTransformation, seed: int) -> TrainState:
         params_key, key = jax.random.split(jax.random.PRNGKey(seed))
         variables: Any = self._init(params_key, self._one_image)
-        return step.TrainState.create(
+        return TrainState.create(
             apply_fn=self.model.apply,
             params=variables["params"],
             tx=tx,
@@ -91,23 +88,24 @@ class Classification(comparison.Task):
             key=key,
         )
 
-    def prepare(self, state: step.TrainState, method: str) -> step.TrainState:
-        trajectory = step.start_trajectory(
+    def prepare(self, state: TrainState, method: str) -> TrainState:
+        trajectory = start_trajectory(
             method, state.params, self.num_examples, self.data.num_classes
         )
         return state.replace(method=method, trajectory=trajectory)
 
     def batch(self, index: np.ndarray, step: int, seed: int) -> Any:
         del step  # the images are augmented on the device
-        return _batch(self.data.train_images[index], self._noisy_labels(seed)[index], index)
+        labels = self._noisy_labels(seed)[index]
+        return Batch(self.data.train_images[index], labels, index.astype(np.int32))
 
     def train_step(
-        self, state: step.TrainState, batch: step.Batch, previous: step.Batch
-    ) -> tuple[step.TrainState, jax.Array]:
+        self, state: TrainState, batch: Batch, previous: Batch
+    ) -> tuple[TrainState, jax.Array]:
         options = self.options
         key, batch = self._augmented(state, batch, state.step)
         previous_key, previous = self._augmented(state, previous, jnp.maximum(state.step - 1, 0))
-        return step.train_step(
+        return train_step(
             state,
             batch,
             previous,
@@ -118,7 +116,7 @@ class Classification(comparison.Task):
             num_microbatches=options.microbatches,
         )
 
-    def evaluate(self, state: step.TrainState) -> dict[str, float]:
+    def evaluate(self, state: TrainState) -> dict[str, float]:
         images, labels = self.data.held_out_images, self.data.held_out_labels
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         counts = []
@@ -127,21 +125,21 @@ class Classification(comparison.Task):
             counts.append(self._count_correct(variables, images[rows], labels[rows]))
         return {"accuracy": 100 * sum(map(int, counts)) / len(labels)}
 
-    def finish(self, state: step.TrainState, folder: Path) -> dict[str, float]:
+    def finish(self, state: TrainState, folder: Path) -> dict[str, float]:
         del folder
         return self.evaluate(state)
 
     def _noisy_labels(self, seed: int) -> np.ndarray:
         if seed not in self._labels:
-            options = self.options
-            self._labels[seed] = noise.training_labels(
-                self.data, options.noise, options.label_noise, seed
+            self._labels[seed] = image_sets.add_symmetric_noise(
+                self.data.train_labels,
+                self.options.label_noise,
+                self.data.num_classes,
+                image_sets.noise_rng(seed),
             )
         return self._labels[seed]
 
-    def _augmented(
-        self, state: step.TrainState, batch: step.Batch, at: ArrayLike
-    ) -> tuple[jax.Array, step.Batch]:
+    def _augmented(self, state: TrainState, batch: Batch, at: ArrayLike) -> tuple[jax.Array, Batch]:
         """The key of dropout in a step, and its batch as the network takes it."""
         dropout_key, augment_key = jax.random.split(jax.random.fold_in(state.key, at))
         images = batch.images.astype(jnp.float32)
@@ -156,29 +154,6 @@ class Classification(comparison.Task):
         inputs = self._normalized(images.astype(jnp.float32))
         logits: Any = self.model.apply(variables, inputs, is_training=False)
         return jnp.sum(jnp.argmax(logits, -1) == labels)
-
-
-def _batch(images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> step.Batch:
-    return step.Batch(images, labels, index.astype(np.int32))
-
-
-def _load(options: Options) -> Dataset:
-    if options.smoke:
-        return datasets.generated(
-            options.dataset,
-            2 * options.batch_size,
-            image_size=options.image_size,
-            data_files=options.data_files,
-        )
-    return datasets.load(
-        options.dataset,
-        data_dir=options.data_dir,
-        data_files=options.data_files,
-        validation=options.validation,
-        image_size=options.image_size,
-        train_examples=options.train_examples,
-        in_memory=not options.input_threads,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,17 +1,18 @@
 """Image classification data sets by name."""
 
-import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from examples.classification import image_files, prepared
-from examples.classification.images import Dataset, Images, Records, mean_and_std
+from examples.classification import image_files
+from examples.classification.image_files import Images, Split, Splits
 from examples.common import image_sets
 from examples.common.errors import DataError
+from examples.common.reading import reading
 
 _VALIDATION_SHARE = 0.2
+_STATISTICS_IMAGES = 2000
 _SHAPES = {  # of the images, and the number of classes
     "digits": ((8, 8, 1), 10),
     "fashion_mnist": ((28, 28, 1), 10),
@@ -25,75 +26,72 @@ FROM_FILES = ("fashion_mnist", "tiny_imagenet", "image_folder", *image_sets.CIFA
 """The data sets that can be, or are always, read from the user's files."""
 
 
-class Split(NamedTuple):
-    """The images of a split, their labels (n,), and their positions (n,) in the original order."""
+class Dataset(NamedTuple):
+    """A training set and the images to evaluate on.
 
-    images: Images
-    labels: np.ndarray
-    positions: np.ndarray | None
+    Images are arrays (n, height, width, channels) in uint8, or ``Images``. Labels are (n,) in
+    int32.
+
+    Attributes:
+      mean: (channels,) float32, over training images.
+      std: the standard deviation, likewise.
+    """
+
+    train_images: Any
+    train_labels: np.ndarray
+    held_out_images: Any
+    held_out_labels: np.ndarray
+    num_classes: int
+    mean: np.ndarray
+    std: np.ndarray
 
 
-def load(
-    name: str,
-    *,
-    data_dir: Path | None = None,
-    data_files: Path | None = None,
-    validation: bool = False,
-    image_size: int = 0,
-    train_examples: int = 0,
-    in_memory: bool = True,
-) -> Dataset:
-    """Loads a data set.
+def load(options: Any) -> Dataset:
+    """Loads the data set of ``classification.options.Options``, or generates it for ``--smoke``.
 
-    Args:
-      name: ``digits``, ``fashion_mnist``, ``tiny_imagenet``, ``image_folder``, or the name of an
-        image classification data set of tensorflow-datasets, which is prepared on its first use.
-      data_dir: where tensorflow-datasets keeps prepared data; None for its own default.
-      data_files: the file or folder with the data, see ``--data-files``.
-      validation: evaluate on a fifth of the training set, which is then not trained on. It is the
-        same for every seed and has the classes in equal shares.
-      image_size: resize the images to this many pixels per side; 0 keeps their size.
-      train_examples: keep only this many training images. They are the same for every seed, have
-        the classes in equal shares and are a part of any larger number. 0 keeps all.
-      in_memory: read all images now. Otherwise images in files are read when they are needed.
+    Held-out training images and parts of the training set are the same for every seed and have the
+    classes in equal shares. Images are read now, or with ``--input-threads`` when they are needed.
 
     Raises:
       DataError: for an unknown name, for data that cannot be read or downloaded, and for sizes
         that the data set cannot have.
     """
-    train, test, num_classes = _splits(name, data_dir, data_files, image_size)
-    rows = np.arange(len(train.labels))
-    held_out = test
-    if validation:
-        rows, held_out_rows = _hold_out(train.labels)
-        held_out = Split(_select(train.images, held_out_rows), train.labels[held_out_rows], None)
-    if train_examples:
-        rows = rows[_subset(train.labels[rows], train_examples, num_classes)]
-    train_images, held_out_images = _select(train.images, rows), held_out.images
-    if in_memory:
+    if options.smoke:
+        return generated(options.dataset, 2 * options.batch_size, options.image_size)
+    train, held_out, num_classes = _splits(options)
+    labels = train.labels
+    if options.noisy_labels is not None:
+        if options.dataset not in _SHAPES or _is_prepared_cifar(options):
+            raise DataError(
+                f"The labels of {options.noisy_labels} cannot be matched with {options.dataset},"
+                " since its prepared form has another order. Use the original archive with"
+                " --data-files."
+            )
+        labels = _read_labels(options.noisy_labels, len(labels), num_classes)
+    rows = np.arange(len(labels))
+    if options.validation:
+        rows, other = _stratified("--validation", train.labels, test_size=_VALIDATION_SHARE)
+        held_out = Split(train.images.select(other), train.labels[other])
+    if options.train_examples:
+        size = options.train_examples
+        rows = rows[_stratified("--train-examples", train.labels[rows], train_size=size)[0]]
+    train_images, held_out_images = train.images.select(rows), held_out.images
+    if not options.input_threads:
         train_images, held_out_images = train_images[:], held_out_images[:]
-    mean, std = mean_and_std(train_images)
     return Dataset(
-        name=name,
-        train_images=train_images,
-        train_labels=train.labels[rows],
-        held_out_images=held_out_images,
-        held_out_labels=held_out.labels,
-        num_classes=num_classes,
-        mean=mean,
-        std=std,
-        train_index=None if train.positions is None else train.positions[rows],
-        num_original=len(train.labels),
+        train_images,
+        labels[rows],
+        held_out_images,
+        held_out.labels,
+        num_classes,
+        *mean_and_std(train_images),
     )
 
 
-def generated(
-    name: str, num_examples: int, *, image_size: int = 0, data_files: Path | None = None
-) -> Dataset:
+def generated(name: str, num_examples: int, image_size: int = 0) -> Dataset:
     """Random images and labels with the shape and number of classes of the named data set.
 
-    They are for trying a program and need neither the data nor a network. ``image_folder`` has ten
-    classes of 64 pixels, or with ``data_files`` the classes of the folder.
+    They are for trying a program and need neither the data nor a network.
 
     Args:
       num_examples: the number of training examples, and of held-out examples.
@@ -103,118 +101,81 @@ def generated(
     """
     if name in _SHAPES:
         shape, num_classes = _SHAPES[name]
-        if name == "image_folder" and data_files is not None:
-            num_classes = len(image_files.read_folder(data_files)[0])
     else:
-        shape, num_classes = prepared.shape_and_classes(_builder(name, None), image_size)
+        from examples.classification import prepared  # TensorFlow Datasets is slow to import
+
+        _, shape, num_classes = prepared.find(name, None, image_size)
     if image_size:
         shape = (image_size, image_size, shape[-1])
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, num_examples, *shape), dtype=np.uint8)
     labels = rng.integers(0, num_classes, (2, num_examples), dtype=np.int32)
-    mean, std = mean_and_std(images[0])
     return Dataset(
-        name=name,
-        train_images=images[0],
-        train_labels=labels[0],
-        held_out_images=images[1],
-        held_out_labels=labels[1],
-        num_classes=num_classes,
-        mean=mean,
-        std=std,
-        train_index=np.arange(num_examples),
-        num_original=num_examples,
+        images[0], labels[0], images[1], labels[1], num_classes, *mean_and_std(images[0])
     )
 
 
-def _splits(
-    name: str, data_dir: Path | None, data_files: Path | None, image_size: int
-) -> tuple[Split, Split, int]:
-    """The training and the test set, and the number of classes."""
+def mean_and_std(images: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Of each channel, (channels,) in float32, over at most 2,000 images that are always the same.
+
+    The standard deviation is at least 1e-3.
+    """
+    rows = np.random.default_rng(0).permutation(len(images))[:_STATISTICS_IMAGES]
+    channels = np.moveaxis(images[np.sort(rows)], -1, 0)
+    mean = np.array([channel.mean() for channel in channels], np.float32)
+    std = np.array([channel.std() for channel in channels], np.float32)
+    return mean, np.maximum(std, np.float32(1e-3))
+
+
+def _splits(options: Any) -> Splits:
+    name, files, size = options.dataset, options.data_files, options.image_size
     if name == "image_folder":
-        return _from_files(*image_files.read_folder(data_files), image_size)
+        return image_files.read_folder(files, size)
     if name == "tiny_imagenet":
-        return _from_files(*image_files.read_tiny_imagenet(data_files), image_size)
+        return image_files.read_tiny_imagenet(files, size)
+    if name not in _SHAPES or _is_prepared_cifar(options):
+        from examples.classification import prepared  # TensorFlow Datasets is slow to import
+
+        return prepared.load(*prepared.find(name, options.data_dir, size))
     if name == "digits":
         arrays = [image_sets.digits(split) for split in ("train", "test")]
     elif name == "fashion_mnist":
-        folder = data_files or image_sets.FASHION_MNIST_FOLDER
+        folder = files or image_sets.FASHION_MNIST_FOLDER
         arrays = [image_sets.fashion_mnist(split, folder) for split in ("train", "test")]
-    elif name in image_sets.CIFAR_FILES and data_files is not None:
-        archive = image_sets.cifar_archive(name, data_files)
-        arrays = [image_sets.cifar(name, split, archive) for split in ("train", "test")]
     else:
-        train, test, num_classes = prepared.load(_builder(name, data_dir), image_size)
-        return Split(*train), Split(*test), num_classes
-    splits = [_from_arrays(images, labels, image_size) for images, labels in arrays]
+        arrays = [image_sets.cifar(name, split, files) for split in ("train", "test")]
+    splits = [_from_arrays(images, labels, size) for images, labels in arrays]
     return splits[0], splits[1], _SHAPES[name][1]
 
 
-def _from_arrays(images: np.ndarray, labels: np.ndarray, image_size: int) -> Split:
+def _is_prepared_cifar(options: Any) -> bool:
+    return options.dataset in image_sets.CIFAR_FILES and options.data_files is None
+
+
+def _from_arrays(pixels: np.ndarray, labels: np.ndarray, image_size: int) -> Split:
+    shape = (image_size, image_size, pixels.shape[-1]) if image_size else pixels.shape[1:]
     rows = np.arange(len(labels))
-    if not image_size:
-        return Split(images, labels.astype(np.int32), rows)
-
-    def read(rows):
-        return ((f"image {row}", images[row]) for row in rows)
-
-    shape = (image_size, image_size, images.shape[-1])
-    return Split(Records(read, rows, shape, is_resized=True), labels.astype(np.int32), rows)
+    images = Images(lambda row: (pixels[row], f"image {row}"), rows, shape, is_resized=True)
+    return Split(images, labels.astype(np.int32))
 
 
-def _from_files(
-    classes: list[str],
-    train: image_files.LabelledFiles,
-    test: image_files.LabelledFiles,
-    image_size: int,
-) -> tuple[Split, Split, int]:
-    shape = (image_size, image_size, 3) if image_size else train.shape_of_first()
-
-    def split(files: image_files.LabelledFiles) -> Split:
-        rows = np.arange(len(files.labels))
-        images = Records(files.read, rows, shape, is_resized=bool(image_size))
-        return Split(images, files.labels, rows)
-
-    return split(train), split(test), len(classes)
-
-
-def _select(images: Images, rows: np.ndarray) -> Images:
-    return images.select(rows) if isinstance(images, Records) else images[rows]
-
-
-def _hold_out(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _stratified(option: str, labels: np.ndarray, **sizes: Any) -> Any:
+    """The positions of two parts that have the classes in equal shares."""
     from sklearn.model_selection import train_test_split
 
-    rows = np.arange(len(labels))
     try:
-        parts: Any = train_test_split(
-            rows, test_size=_VALIDATION_SHARE, stratify=labels, random_state=0
-        )
+        return train_test_split(np.arange(len(labels)), stratify=labels, random_state=0, **sizes)
     except ValueError as error:  # too few images for every class to be in both parts
-        raise DataError(f"--validation is impossible with this data set: {error}") from error
-    return parts[0], parts[1]
+        raise DataError(f"{option} is impossible with this data set: {error}") from error
 
 
-def _subset(labels: np.ndarray, size: int, num_classes: int) -> np.ndarray:
-    """Positions of a subset, sorted, with the classes in equal shares."""
-    if not num_classes <= size <= len(labels):
-        raise DataError(
-            f"--train-examples {size} is impossible: there are {len(labels)} examples, and each of"
-            f" the {num_classes} classes needs one."
-        )
-    order = np.random.default_rng(0).permutation(len(labels))
-    rank, share = np.zeros(len(labels), int), np.zeros(len(labels))
-    for label in range(num_classes):
-        members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
-        share[members] = (rank[members] + 0.5) / max(1, len(members))
-    return np.sort(np.lexsort((share, rank > 0))[:size])  # one of each class, then the rest
-
-
-def _builder(name: str, data_dir: Path | None) -> Any:
-    builder, known = prepared.builder(name, data_dir)
-    if builder is None:
-        near = difflib.get_close_matches(name, sorted({*_SHAPES, *known}), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise DataError(f"There is no data set named {name!r}.{hint}")
-    return builder
+def _read_labels(path: Path, size: int, num_classes: int) -> np.ndarray:
+    with reading(path, "labels", "It must be a .npy file of one array of integers."):
+        labels = np.load(path, allow_pickle=False)
+        if labels.shape != (size,) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"{labels.dtype} of the shape {labels.shape}, not {size} integers")
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"labels up to {labels.max()}, but the last class is {num_classes - 1}"
+            )
+    return labels.astype(np.int32)

@@ -12,26 +12,13 @@ learning rate, the weight decay or ρ. The rows use 0.1, 5e-4, and ρ from SAM's
 import csv
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-from examples.classification import augment, datasets, models, noise
+from examples.classification import datasets
 from examples.common import comparison, settings
 from examples.common.comparison import BASE
-from examples.common.methods import METHODS
 
 _PUBLISHED_FILE = Path(__file__).with_name("published.csv")
-# The settings that decide what is learned. Published figures are shown only if they are unchanged.
-_OF_PUBLISHED = (
-    "dataset",
-    "train_examples",
-    "image_size",
-    "label_noise",
-    "noise",
-    "model",
-    "width",
-    "depth",
-    "validation",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,86 +57,40 @@ class Options(comparison.Options):
     image_size: int = 0
     """Resize the images to this many pixels per side; 0 keeps their size."""
     label_noise: float = 0.0
-    """Share of noisy training labels, in [0, 1). The labels of the test set stay clean."""
-    noise: str = "symmetric"
-    """The noisy labels: symmetric (any other class), asymmetric (the class that it is mistaken
-    for), or a file with one label for each training image."""
-    augment: tuple[str, ...] = ()
-    """For photographs: crop, mirror, cutout."""
+    """Share of the training labels that are replaced by any other class, in [0, 1). The labels of
+    the test set stay clean."""
+    noisy_labels: Path | None = None
+    """A .npy file with a label for each training image, such as CIFAR-10N's, to train with."""
+    augment: tuple[Literal["crop", "mirror", "cutout"], ...] = ()
+    """For photographs."""
 
-    model: str = "cnn"
-    """cnn, resnet18, wrn28_10, pyramidnet110, mobilenet or vit_s."""
+    model: Literal["cnn", "resnet18", "wrn28_10", "pyramidnet110", "mobilenet", "vit_s"] = "cnn"
     width: int = 0
-    """Channels of the first stage of the model (PyramidNet: α). 0 is the published width."""
-    depth: int = 0
-    """Layers of wrn28_10 and pyramidnet110, blocks of vit_s. 0 is the published depth."""
+    """Channels of the first stage of cnn and resnet18. 0 means 16 and 64."""
     dropout: float = 0.0
     """In [0, 1)."""
-    label_smoothing: float = 0.0
-    """Probability that the training targets spread over all classes, in [0, 1)."""
-    dtype: str = "float32"
-    """float32 or bfloat16 for the computation. Parameters and losses are float32."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation. Parameters and losses are float32."""
     accumulate: int = 1
-    """Parts of a batch that are computed one after another to save memory. Their gradients, also
-    the perturbed ones, are averaged. BatchNorm normalizes each part separately."""
+    """Parts of a batch that are computed one after another to save the memory of activations.
+    Their gradients, also the perturbed ones, are averaged. BatchNorm normalizes each part
+    separately. Methods that need single examples evaluate those of the whole batch at once."""
 
     own_methods = ("saf", "mesa")
 
     def information(self) -> str:
         return listing() if self.list else ""
 
-    def impossible(self) -> dict[str, str]:
-        if self.accumulate == 1:
-            return {}
-        why = "it needs the examples of the whole batch, so it cannot be used with --accumulate"
-        names = {name for name, method in METHODS.items() if method.is_local}
-        if self.microbatches:
-            names.add("budgeted_sam")
-        return {name: why for name in METHODS if name in names}
-
-    def published(self) -> dict[str, dict[str, str]]:
-        row = PAPER.get(self.row)
-        if row is None or any(
-            getattr(self, name) != getattr(row.options, name) for name in _OF_PUBLISHED
-        ):
-            return {}
-        return {row.options.method[0]: row.figures}
-
     def smaller(self, output: Path) -> "Options":
-        parts = self.accumulate * max(1, self.devices) * max(1, self.microbatches)
-        return dataclasses.replace(
-            super().smaller(output),
-            batch_size=min(self.batch_size, parts * max(1, 8 // parts)),
-            # A file has labels for all images of the data set.
-            noise=self.noise if self.noise in noise.NOISES else "symmetric",
-            train_examples=0,
-        )
+        return dataclasses.replace(super().smaller(output), accumulate=min(self.accumulate, 2))
 
 
 def check(options: Options) -> None:
     """Raises ConfigError for values out of range."""
+    settings.check_numbers(options, shares=("label_noise", "dropout"), positive=("accumulate",))
     settings.require(
-        options.row in ("", *ROWS), f"--row: there is no {options.row}; --list shows all rows"
-    )
-    for method, why in options.impossible().items():
-        settings.require(method not in options.method, f"--method {method}: {why}")
-    settings.require_known("model", [options.model], models.MODELS)
-    settings.require_known("augment", options.augment, augment.AUGMENTATIONS)
-    settings.require_known("dtype", [options.dtype], ("float32", "bfloat16"))
-    settings.check_numbers(
-        options,
-        shares=("label_noise", "dropout", "label_smoothing"),
-        positive=("accumulate",),
-        not_negative=("width", "depth", "train_examples", "image_size"),
-    )
-    is_generated = options.noise in noise.NOISES
-    settings.require(
-        is_generated or Path(options.noise).is_file(),
-        f"--noise must be {' or '.join(noise.NOISES)}, or a file of labels, not {options.noise}",
-    )
-    settings.require(
-        is_generated or not options.label_noise,
-        f"--noise {options.noise} gives the labels, so it needs --label-noise 0",
+        options.noisy_labels is None or not options.label_noise,
+        f"--noisy-labels {options.noisy_labels} gives the labels, so it needs --label-noise 0",
     )
     settings.require(
         options.data_files is None or options.dataset in datasets.FROM_FILES,
@@ -163,21 +104,13 @@ def check(options: Options) -> None:
     )
 
 
-class PaperRow(NamedTuple):
-    """A row of the paper's tables: its settings with one method, and the published figures."""
-
-    options: Options
-    figures: dict[str, str]
-    note: str
-
-
-def _read_published() -> dict[str, PaperRow]:
+def _read_published() -> dict[str, dict[str, str]]:
     with _PUBLISHED_FILE.open(newline="", encoding="utf-8") as file:
-        return {cells["row"]: _paper_row(cells) for cells in csv.DictReader(file)}
+        return {cells["row"]: cells for cells in csv.DictReader(file)}
 
 
-def _paper_row(cells: dict[str, str]) -> PaperRow:
-    options = Options(
+def _paper_row(cells: dict[str, Any]) -> Options:
+    return Options(
         row=cells["row"],
         dataset=cells["dataset"],
         image_size=int(cells["image_size"]),
@@ -189,28 +122,20 @@ def _paper_row(cells: dict[str, str]) -> PaperRow:
         reuse_steps=int(cells["reuse_steps"]),
         augment=tuple(cells["augment"].split()),
     )
-    error = cells["std"] and f" ± {cells['std']}"
-    figures = {
-        "accuracy": cells["accuracy"] + error,
-        "%SAM": cells["percent_sam"],
-        "images/s": cells["images_per_second"],
-        "speed-up": cells["speed_up"],
-    }
-    return PaperRow(options, {k: v for k, v in figures.items() if v}, cells["note"])
 
 
-PAPER = _read_published()
-"""The rows of the paper, by names such as ``table3/cifar100_wrn28_10_arsam``."""
+PUBLISHED = _read_published()
+"""The rows of the paper's tables, by names such as ``table3/cifar100_wrn28_10_arsam``."""
+
+_PAPER = {name: _paper_row(cells) for name, cells in PUBLISHED.items()}
 
 
 def _cifar(name: str) -> Options:
-    row = PAPER[f"table3/{name}_resnet18_arsam"].options
+    row = _PAPER[f"table3/{name}_resnet18_arsam"]
     return dataclasses.replace(row, row=name, method=(BASE, "sam", "arsam"), seeds=(0,))
 
 
-_LABEL_NOISE_METHODS = (BASE, "sam", "arsam", "sam_every_k", "budgeted_sam")
-
-# How digits and the two rows with label noise were tuned is told in README.md.
+# How digits was tuned is told in README.md.
 _NAMED = {
     "digits": Options(
         dataset="digits",
@@ -227,20 +152,6 @@ _NAMED = {
         share=1 / 4,
         microbatches=2,
     ),
-    "digits_noise": Options(
-        dataset="digits",
-        method=_LABEL_NOISE_METHODS,
-        seeds=(0, 1, 2, 3, 4),
-        label_noise=0.4,
-        epochs=20,
-        batch_size=32,
-        warmup=1 / 20,
-        learning_rate=0.08,
-        weight_decay=4.8e-4,
-        rho=0.35,
-        alpha=0.8,
-        segment_length=4,
-    ),
     "fashion_mnist": Options(
         dataset="fashion_mnist",
         seeds=(0,),
@@ -250,61 +161,29 @@ _NAMED = {
         alpha=0.8,
         segment_length=10,
     ),
-    "fashion_mnist_noise": Options(
-        dataset="fashion_mnist",
-        method=_LABEL_NOISE_METHODS,
-        seeds=(0, 1, 2, 3, 4),
-        train_examples=1000,
-        image_size=14,
-        label_noise=0.4,
-        width=8,
-        epochs=24,
-        batch_size=32,
-        warmup=1 / 24,
-        learning_rate=0.08,
-        weight_decay=4.8e-4,
-        rho=0.35,
-        alpha=0.2,
-        segment_length=4,
-        evaluate_every=8,
-    ),
-    # The next two rows are for a GPU. The learning rate and weight decay of the transformer are
-    # DeiT's (arXiv 2012.12877) for batches of 512. Neither row is tuned.
-    "fashion_mnist_resnet18": Options(
-        dataset="fashion_mnist",
-        method=(BASE, "sam", "sam_every_k", "looksam", "ae_sam", "arsam", "budgeted_sam"),
-        model="resnet18",
-        dtype="bfloat16",
-        augment=("crop", "mirror"),
-        epochs=30,
-        warmup=1 / 30,
-        alpha=0.8,
-    ),
-    "fashion_mnist_vit": Options(
-        dataset="fashion_mnist",
-        method=(BASE, "sam", "budgeted_sam"),
-        model="vit_s",
-        dtype="bfloat16",
-        augment=("crop", "mirror"),
-        epochs=100,
-        batch_size=512,
-        accumulate=2,
-        warmup=0.1,
-        optimizer="adamw",
-        learning_rate=5e-4,
-        weight_decay=0.05,
-        label_smoothing=0.1,
-        rho=0.05,
-    ),
     "cifar10": _cifar("cifar10"),
     "cifar100": _cifar("cifar100"),
 }
 
 ROWS: dict[str, Options] = {
     **{name: dataclasses.replace(options, row=name) for name, options in _NAMED.items()},
-    **{name: row.options for name, row in PAPER.items()},
+    **_PAPER,
 }
 """All rows by name. The first one is the default."""
+
+
+def published(row: str) -> str:
+    """The figures that the paper reports for a row of its tables, otherwise nothing."""
+    if row not in PUBLISHED:
+        return ""
+    cells = PUBLISHED[row]
+    figures = {
+        "accuracy": " ± ".join(filter(None, (cells["accuracy"], cells["std"]))),
+        "%SAM": cells["percent_sam"],
+        "images/s": cells["images_per_second"],
+        "speed-up": cells["speed_up"],
+    }
+    return "; published: " + ", ".join(f"{name} {text}" for name, text in figures.items() if text)
 
 
 def listing() -> str:
@@ -314,8 +193,5 @@ def listing() -> str:
         what = f"{options.dataset}, {options.model}, {' '.join(options.method)}"
         if options.label_noise:
             what += f", {100 * options.label_noise:g} % label noise"
-        if name in PAPER:
-            figures: Any = PAPER[name].figures
-            what += "; published: " + ", ".join(f"{k} {v}" for k, v in figures.items())
-        lines.append(f"{name:45} {what}")
+        lines.append(f"{name:45} {what}{published(name)}")
     return "\n".join(lines)

@@ -2,106 +2,83 @@
 
 import contextlib
 import logging
-import re
 import socket
-import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
-from examples.classification.images import Records
+from examples.classification.image_files import Images, Split, Splits
 from examples.common.errors import DataError
 
-_CHUNK = 1000  # examples that are read at a time, which takes a third of the time of one by one
 _TIMEOUT = 5  # seconds; without a network, tensorflow-datasets itself gives up after minutes
 
 
-def builder(name: str, data_dir: Path | None) -> tuple[Any, list[str]]:
-    """The builder of a data set; None and the names of all data sets if there is none."""
-    import tensorflow_datasets as tfds  # slow to import
-
-    try:
-        return tfds.builder(name, try_gcs=False, data_dir=data_dir, file_format="array_record"), []
-    except tfds.core.DatasetNotFoundError:
-        return None, tfds.list_builders(with_community_datasets=False)
-
-
-def shape_and_classes(builder: Any, image_size: int) -> tuple[tuple[int, ...], int]:
-    """The shape of the images before they are resized, and the number of classes."""
-    image_key, label_key = _keys(builder, image_size)
-    features = builder.info.features
-    return features[image_key].shape, features[label_key].num_classes
-
-
-def load(builder: Any, image_size: int) -> tuple[tuple[Any, ...], tuple[Any, ...], int]:
-    """The training and the test set, each as images, labels and positions; number of classes.
+def find(name: str, data_dir: Path | None, image_size: int) -> tuple[Any, tuple[int, ...], int]:
+    """The builder of a data set, the shape of its images and the number of classes.
 
     Raises:
-      DataError: if the data set is no image classification, has no labelled test set, or is
-        neither prepared nor can be downloaded.
+      DataError: if there is no such data set, it is no image classification, or its images differ
+        in size and are not resized.
     """
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # "has no dataset_info.json", on first use
-    image_key, label_key = _keys(builder, image_size)
-    _prepare(builder)
-    shape, num_classes = shape_and_classes(builder, image_size)
+    try:
+        builder = tfds.builder(name, try_gcs=False, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise DataError(f"There is no data set named {name!r}: {error}") from error
+    image_key, label_key = _keys(builder)
+    features: Any = builder.info.features
+    shape = features[image_key].shape
     if image_size:
         shape = (image_size, image_size, shape[-1])
+    if None in shape:
+        raise DataError(f"The images of {name} differ in size. Pass --image-size to resize them.")
+    return builder, shape, features[label_key].num_classes
 
-    def split(name: str) -> tuple[Records, np.ndarray, np.ndarray | None]:
+
+def load(builder: Any, shape: tuple[int, ...], num_classes: int) -> Splits:
+    """The training and the test set.
+
+    Raises:
+      DataError: if the data set has no labelled test set, or is neither prepared nor can be
+        downloaded.
+    """
+    tfds.disable_progress_bar()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # "has no dataset_info.json", on first use
+    image_key, label_key = _keys(builder)
+    _prepare(builder)
+
+    def split(name: str) -> Split:
         source = builder.as_data_source(name, decoders={image_key: tfds.decode.SkipDecoding()})
-        place = f"{builder.data_path}, split {name}"
-        examples = list(_read(source, place, np.arange(len(source))))
-        labels = np.array([example[label_key] for example in examples], np.int32)
-        positions = _positions(example.get("id", "") for example in examples)
 
-        def read(rows: np.ndarray) -> Iterator[tuple[str, Any]]:
-            for row, example in zip(rows, _read(source, place, rows), strict=True):
-                yield f"Example {row} of {place}", example[image_key]
+        def example(row: int) -> dict[str, Any]:
+            try:
+                return source[int(row)]
+            except Exception as error:  # the C++ reader raises many kinds of errors
+                raise DataError(
+                    f"{builder.data_path}, split {name}, cannot be read: {error}. Delete that"
+                    " folder to prepare it again."
+                ) from error
 
-        images = Records(read, np.arange(len(labels)), shape, is_resized=bool(image_size))
-        return images, labels, positions
+        def read(row: int) -> tuple[Any, str]:
+            return example(row)[image_key], f"Example {row} of {builder.data_path}, split {name}"
 
-    train = split("train")
+        rows = range(len(source))
+        labels = np.array([example(row)[label_key] for row in rows], np.int32)
+        return Split(Images(read, np.array(rows), shape, is_resized=True), labels)
+
     for name in ("test", "validation"):
         if name in builder.info.splits:
             test = split(name)
-            if test[1].min(initial=0) >= 0:  # secret labels are -1
-                return train, test, num_classes
+            if test.labels.min(initial=0) >= 0:  # secret labels are -1
+                return split("train"), test, num_classes
     raise DataError(f"{builder.name} has neither a test nor a validation split with labels.")
 
 
-def _read(source: Any, place: str, rows: np.ndarray) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(rows), _CHUNK):
-        try:
-            yield from source.__getitems__(rows[start : start + _CHUNK].tolist())
-        except Exception as error:  # the C++ reader raises many kinds of errors
-            raise DataError(
-                f"{place}, cannot be read: {error}. Delete that folder to prepare it again."
-            ) from error
-
-
-def _positions(ids: Iterable[Any]) -> np.ndarray | None:
-    """The numbers at the end of such ids as ``train_16399``; None unless they are 0 to n - 1."""
-    matches = [
-        re.search(r"\d+$", value.decode() if isinstance(value, bytes) else str(value))
-        for value in ids
-    ]
-    positions = np.array([int(match[0]) if match else -1 for match in matches])
-    is_order = np.array_equal(np.sort(positions), np.arange(len(positions)))
-    return positions if is_order else None
-
-
-def _keys(builder: Any, image_size: int) -> tuple[str, str]:
+def _keys(builder: Any) -> tuple[str, str]:
     """The names of the image and of the label in an example."""
-    import tensorflow_datasets as tfds
-
     features: Any = builder.info.features
     match builder.info.supervised_keys:
         case (str() as image, str() as label) if (
@@ -109,18 +86,12 @@ def _keys(builder: Any, image_size: int) -> tuple[str, str]:
             and features[image].np_dtype == np.uint8
             and isinstance(features[label], tfds.features.ClassLabel)
         ):
-            pass
-        case _:
-            raise DataError(f"{builder.name} is not an image classification data set.")
-    if None in features[image].shape and not image_size:
-        raise DataError(
-            f"The images of {builder.name} differ in size. Pass --image-size to resize them."
-        )
-    return image, label
+            return image, label
+    raise DataError(f"{builder.name} is not an image classification data set.")
 
 
 def _prepare(builder: Any) -> None:
-    """Downloads and prepares missing data, or raises immediately if there is no network."""
+    """Downloads and prepares missing data, or raises within seconds if there is no network."""
     if builder.is_prepared():
         return
     urls = list(builder.url_infos or ())
@@ -142,21 +113,12 @@ def _prepare(builder: Any) -> None:
 
 
 def _is_reachable(url: str) -> bool:
-    """Whether a server answers within seconds, including the resolution of its name."""
     if urllib.request.getproxies():
         return True  # only the proxy can tell
     parts = urllib.parse.urlsplit(url)
     port = parts.port or {"http": 80, "ftp": 21}.get(parts.scheme, 443)
-    connected = threading.Event()
-
-    def connect():
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((parts.hostname, port), timeout=_TIMEOUT),
-        ):
-            connected.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(_TIMEOUT)
-    return connected.is_set()
+    try:
+        socket.create_connection((parts.hostname, port), _TIMEOUT).close()
+    except OSError:
+        return False
+    return True

@@ -1,7 +1,7 @@
 """The train step of an image classifier with any method.
 
-It handles BatchNorm, dropout, label smoothing, batches in parts, the micro-batches of
-``budgeted_sam``, and the terms of SAF and MESA.
+It handles BatchNorm, dropout, batches in parts, the micro-batches of ``budgeted_sam``, and the
+terms of SAF and MESA.
 """
 
 from collections.abc import Callable
@@ -47,12 +47,11 @@ LossesFn = Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]
 """``losses_fn(params, batch_stats, batch, key) -> losses (n,), (logits, new batch_stats)``."""
 
 
-def make_losses_fn(apply_fn: Callable, label_smoothing: float = 0.0) -> LossesFn:
+def make_losses_fn(apply_fn: Callable) -> LossesFn:
     """The cross-entropy of each example in float32, in training mode.
 
     Args:
       apply_fn: of a Flax Linen model that takes ``is_training``.
-      label_smoothing: probability that a target spreads over all classes.
     """
 
     def losses_fn(params, batch_stats, batch, key):
@@ -65,7 +64,6 @@ def make_losses_fn(apply_fn: Callable, label_smoothing: float = 0.0) -> LossesFn
         )
         logits = logits.astype(jnp.float32)
         targets = jax.nn.one_hot(batch.labels, logits.shape[-1], dtype=jnp.float32)
-        targets = optax.smooth_labels(targets, label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)
         return losses, (logits, new_variables.get("batch_stats", {}))
 
@@ -98,45 +96,46 @@ def train_step(
       previous: the batch of the step before, for SAMPa.
       keys: of dropout in this step, and in the step before. Both gradients of a step share one.
       epoch: of the step, counted from 0.
-      num_parts: see ``in_parts``.
+      num_parts: parts of the batch that are computed one after another, see ``--accumulate``.
       num_microbatches: of ``budgeted_sam``; 0 if the whole batch is perturbed.
 
     Returns:
       The next state and the loss.
     """
 
-    def loss_fn(params, batch_stats, batch, key):
-        losses, (logits, new_stats) = losses_fn(params, batch_stats, batch, key)
-        loss = losses.mean()
-        if state.method == "saf":
-            loss += state.trajectory.loss(batch.index, epoch, logits)
-        elif state.method == "mesa":
-            _, (past_logits, _) = losses_fn(state.trajectory, batch_stats, batch, key)
-            loss += mesa_loss(past_logits, logits, epoch)
-        return loss, (logits, new_stats)
-
     gives_microbatches = state.method == "budgeted_sam" and num_microbatches > 0
-    if gives_microbatches:
-        value_and_grad = in_microbatches(losses_fn, num_microbatches)
-    else:
-        value_and_grad = in_parts(jax.value_and_grad(loss_fn, has_aux=True), num_parts)
+    parts = num_microbatches if gives_microbatches else num_parts
 
-    def grads_at(params, batch, key):
-        return value_and_grad(params, state.batch_stats, batch, key)[1]
+    def losses_of(params, some, key):
+        losses, (logits, new_stats) = losses_fn(params, state.batch_stats, some, key)
+        if state.method == "saf":
+            losses += state.trajectory.loss(some.index, epoch, logits)
+        elif state.method == "mesa":
+            _, (past_logits, _) = losses_fn(state.trajectory, state.batch_stats, some, key)
+            losses += mesa_loss(past_logits, logits, epoch)
+        return losses, (logits, new_stats)
+
+    def value_and_grad(params, some, key):
+        if parts > 1:
+            return in_parts(losses_of, parts)(params, some, key)
+
+        def mean_loss(params):
+            losses, others = losses_of(params, some, key)
+            return losses.mean(), others
+
+        return *jax.value_and_grad(mean_loss, has_aux=True)(params), None
 
     key, previous_key = keys
-    (loss, (logits, batch_stats)), grads, *of_each = value_and_grad(
-        state.params, state.batch_stats, batch, key
-    )
+    (loss, (logits, batch_stats)), grads, of_each = value_and_grad(state.params, batch, key)
     new_state = state.apply_gradients(
         grads=grads,
         batch_stats=batch_stats,  # of the clean pass: the perturbed one's are dropped
-        grad_fn=lambda params: grads_at(params, batch, key),
-        previous_grad_fn=lambda params: grads_at(params, previous, previous_key),
+        grad_fn=lambda params: value_and_grad(params, batch, key)[1],
+        previous_grad_fn=lambda params: value_and_grad(params, previous, previous_key)[1],
         example_loss_fn=lambda params, some: losses_fn(params, state.batch_stats, some, key)[0],
         batch=batch,
         example_index=batch.index,
-        **({"microbatch_grads": of_each[0]} if of_each else {}),
+        **({"microbatch_grads": of_each} if gives_microbatches else {}),
     )
     if state.method == "saf":
         memory = state.trajectory.write(batch.index, epoch, logits)
@@ -147,59 +146,27 @@ def train_step(
     return new_state, loss
 
 
-def in_parts(value_and_grad: Callable, num_parts: int) -> Callable:
-    """``value_and_grad`` of a batch in parts, one after another, to save memory.
+def in_parts(losses_of: Callable, num_parts: int) -> Callable:
+    """``value_and_grad`` of the mean loss, computed in parts of the batch one after another.
 
-    Losses and gradients are averaged, so this is the gradient of the whole batch, and a
-    sharpness-aware method perturbs by that. A part is every ``num_parts``-th example, so that each
-    device has its share of it. BatchNorm normalizes each part separately and updates its statistics
-    once for each.
+    It needs the activations of one part only. A part is every ``num_parts``-th example, so that
+    each device has its share of it. BatchNorm normalizes each part separately, and its new
+    statistics are their mean.
 
     Args:
-      value_and_grad: ``(params, batch_stats, batch, key) -> (loss, (logits, batch_stats)), grads``.
-    """
-    if num_parts == 1:
-        return value_and_grad
+      losses_of: ``(params, batch, key) -> losses, (logits, batch_stats)``.
 
-    def of_all_parts(params, batch_stats, batch, key):
-        def one_part(carry, part):
-            batch_stats, loss, grads = carry
-            i, some = part
-            (more_loss, (logits, batch_stats)), more_grads = value_and_grad(
-                params, batch_stats, some, jax.random.fold_in(key, i)
-            )
-            carry = batch_stats, loss + more_loss, jax.tree.map(jnp.add, grads, more_grads)
-            return carry, logits
-
-        start = (batch_stats, jnp.zeros([]), jax.tree.map(jnp.zeros_like, params))
-        parts = (jnp.arange(num_parts), microbatches.split(batch, num_parts))
-        unroll = jax.default_backend() == "cpu"  # where convolutions are slow inside loops
-        (batch_stats, loss, grads), logits = jax.lax.scan(one_part, start, parts, unroll=unroll)
-        grads = jax.tree.map(lambda x: x / num_parts, grads)
-        return (loss / num_parts, (_join(logits), batch_stats)), grads
-
-    return of_all_parts
-
-
-def in_microbatches(losses_fn: LossesFn, num_microbatches: int) -> Callable:
-    """``value_and_grad`` of the mean loss, with the gradient of each micro-batch as third result.
-
-    BatchNorm normalizes each micro-batch separately, and its new statistics are their mean.
+    Returns:
+      A function of the same arguments that returns the loss with logits and statistics, the
+      gradient, and the gradient of each part.
     """
 
-    def of_all(params, batch_stats, batch, key):
+    def of_all(params, batch, key):
         value_and_grad = microbatches.value_and_grad(
-            lambda params, part: losses_fn(params, batch_stats, part, key),
-            num_microbatches,
-            has_aux=True,
+            lambda params, part: losses_of(params, part, key), num_parts, has_aux=True
         )
         (loss, (logits, stats)), grads, of_each = value_and_grad(params, batch)
-        stats = jax.tree.map(lambda x: x.mean(0), stats)
-        return (loss, (_join(logits), stats)), grads, of_each
+        logits = jnp.moveaxis(logits, 0, 1).reshape(-1, *logits.shape[2:])  # in the batch's order
+        return (loss, (logits, jax.tree.map(lambda x: x.mean(0), stats))), grads, of_each
 
     return of_all
-
-
-def _join(parts: jax.Array) -> jax.Array:
-    """Values of parts, (parts, examples, ...), in the order of the batch."""
-    return jnp.moveaxis(parts, 0, 1).reshape(-1, *parts.shape[2:])

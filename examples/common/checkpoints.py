@@ -1,64 +1,67 @@
-"""A checkpoint: one file with the arrays of a state, replaced as a whole, with a digest.
+"""Files that are replaced as a whole, and checkpoints, which have a digest.
 
-The first line is the SHA-256 digest of all that follows, the second one is JSON: the step, the
-seconds, and the name, dtype and shape of each array. The bytes of the arrays follow. Nothing in the
-file is executed when it is read.
+The first line of a checkpoint is the SHA-256 digest of all that follows, the second one is JSON:
+the record of the run, and the name, dtype and shape of each array. The bytes of the arrays follow.
+Nothing in the file is executed when it is read.
 """
 
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from examples.common.errors import CheckpointError
-from examples.common.records import write_bytes
 
 
-class Checkpoint(NamedTuple):
-    """The state after a step.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader sees the old or the new content, even after a crash."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
 
-    Attributes:
-      step: the number of steps taken.
-      seconds: the training time so far.
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def save(path: Path, state: Any, record: dict[str, Any]) -> None:
+    """Replaces a checkpoint.
+
+    Args:
       state: any tree of arrays.
-    """
-
-    step: int
-    seconds: float
-    state: Any
-
-
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Replaces the file.
+      record: what belongs to it, as JSON holds it.
 
     Raises:
       CheckpointError: if it cannot be written. The previous file is kept.
     """
-    state = jax.device_get(checkpoint.state)
-    header = {
-        "step": checkpoint.step,
-        "seconds": checkpoint.seconds,
-        "arrays": _describe(state),
-    }
+    state = jax.device_get(state)
+    header = json.dumps({"record": record, "arrays": _describe(state)}).encode()
     arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
-    content = b"".join([json.dumps(header).encode(), b"\n", *arrays])
+    content = b"".join([header, b"\n", *arrays])
     try:
         write_bytes(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
     except OSError as error:
-        kept = "The previous checkpoint is kept" if path.exists() else "There is no earlier one"
         raise CheckpointError(
-            f"the checkpoint of step {checkpoint.step} cannot be written to {path}: {error}."
-            f" {kept}. Fix the cause (is the disk full?), then continue with --resume."
+            f"the checkpoint {path} cannot be written: {error}. An earlier one is kept. Fix the"
+            " cause (is the disk full?), then continue with --resume."
         ) from error
 
 
-def restore(path: Path, state: Any) -> Checkpoint:
-    """Reads the file.
+def restore(path: Path, state: Any) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint: the state and the record.
 
     Args:
       state: a tree with the structure, shapes and dtypes that are expected.
@@ -76,23 +79,17 @@ def restore(path: Path, state: Any) -> Checkpoint:
             f"the checkpoint {path} is damaged: its content does not match its digest. {remedy}"
         )
     text, _, data = content.partition(b"\n")
-    header = json.loads(text)
-    expected = _describe(state)
-    if header["arrays"] != expected:
-        different = [a for a in header["arrays"] if a not in expected] or [
-            a for a in expected if a not in header["arrays"]
-        ]
+    header, expected = json.loads(text), _describe(state)
+    if header.keys() != {"record", "arrays"} or header["arrays"] != expected:
         raise CheckpointError(
-            f"the checkpoint {path} is of another model, method or version; the first array that"
-            f" differs is {' '.join(map(str, different[0]))}. {remedy}"
+            f"the checkpoint {path} is of another model, method or version. {remedy}"
         )
     leaves, offset = [], 0
-    for _, name, shape in header["arrays"]:
+    for _, name, shape in expected:
         dtype, size = jnp.dtype(name), math.prod(shape)
         leaves.append(np.frombuffer(data, dtype, size, offset).reshape(shape))
         offset += size * dtype.itemsize
-    state = jax.tree.unflatten(jax.tree.structure(state), leaves)
-    return Checkpoint(header["step"], header["seconds"], state)
+    return jax.tree.unflatten(jax.tree.structure(state), leaves), header["record"]
 
 
 def _describe(state: Any) -> list[list[Any]]:

@@ -3,17 +3,85 @@
 The mesh is one row of devices. Every device holds the whole state and its part of each batch.
 ``jax.jit`` adds the communication, so the train step is the one of a single device and has the same
 results up to rounding.
+
+Several processes take the same steps, each with its own rows of every batch. Whatever decides what
+comes next must be the same in all of them, so all processes call these functions in the same order.
 """
 
 import contextlib
 import os
+import re
+import zlib
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from arsam_jax import parallel
 from examples.common.errors import ConfigError
+
+TIMEOUT = 60  # seconds without a sign of life after which a process counts as lost
+
+
+def connect(place: str) -> None:
+    """Connects this process with the others, before any device is used.
+
+    Args:
+      place: ``auto`` under SLURM, Open MPI, Kubernetes or on Cloud TPU. Otherwise
+        ``INDEX/NUMBER@HOST:PORT`` with the address of process 0.
+
+    Raises:
+      ConfigError: if ``place`` has another form, or JAX finds no cluster.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)@(\S+:\d+)", place)
+    if match is None and place != "auto":
+        raise ConfigError(
+            f"--processes must be auto or INDEX/NUMBER@HOST:PORT, such as 0/2@127.0.0.1:9876, not"
+            f" {place}"
+        )
+    # With several CPU devices in a process, those that are done wait for the one that waits for
+    # other processes. XLA's own limit is 40 s. A flag that is already set comes later and wins.
+    flag = f"--xla_cpu_collective_call_terminate_timeout_seconds={TIMEOUT}"
+    os.environ["XLA_FLAGS"] = f"{flag} {os.environ.get('XLA_FLAGS', '')}"
+    try:
+        jax.distributed.initialize(
+            match and match[3],
+            match and int(match[2]),
+            match and int(match[1]),
+            heartbeat_timeout_seconds=TIMEOUT,
+            shutdown_timeout_seconds=TIMEOUT,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"--processes {place}: {error} If JAX finds no cluster here, give"
+            " --processes INDEX/NUMBER@HOST:PORT in each process"
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes files."""
+    return jax.process_index() == 0
+
+
+def decided_by_main(decision: bool) -> bool:
+    """Returns the decision of the main process in every process."""
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(decision)))
+
+
+def require_same(what: str, value: Any) -> None:
+    """Waits for all processes and compares.
+
+    Raises:
+      ConfigError: in every process, unless all have a ``value`` with the same ``repr``.
+    """
+    digests = parallel.of_all_processes(np.uint32(zlib.crc32(repr(value).encode())))
+    if len(np.unique(digests)) > 1:
+        raise ConfigError(
+            f"the processes differ in {what}: process {jax.process_index()} has {value!r}. Give all"
+            " the same arguments and one shared --output"
+        )
 
 
 def make_mesh(num_devices: int) -> Mesh:
@@ -32,22 +100,19 @@ def make_mesh(num_devices: int) -> Mesh:
         os.environ.setdefault("NPROC", str(4 * num_devices))
         with contextlib.suppress(RuntimeError):  # a backend has already started
             jax.config.update("jax_num_cpu_devices", num_devices)
-    of_process = [[] for _ in range(jax.process_count())]
-    for device in sorted(jax.devices(), key=lambda device: device.id):
-        of_process[device.process_index].append(device)
-    counts = [len(own) for own in of_process]
-    if len(set(counts)) > 1:
+    own, total = jax.local_device_count(), jax.device_count()
+    if total != own * jax.process_count():
         raise ConfigError(
-            f"every process needs the same number of devices, they have {_list(counts)}"
+            f"every process needs the same number of devices; this one has {own} of {total}"
         )
-    if num_devices > counts[0]:
+    if num_devices > own:
         raise ConfigError(
-            f"--devices {num_devices}, but there are {counts[0]} ({jax.default_backend()})"
-            + (" in each process" if len(counts) > 1 else "")
+            f"--devices {num_devices}, but a process has {own} ({jax.default_backend()})"
         )
     if not num_devices:
-        num_devices = counts[0] if jax.distributed.is_initialized() else 1
-    return Mesh(np.array([own[:num_devices] for own in of_process]).reshape(-1), ("batch",))
+        num_devices = own if jax.distributed.is_initialized() else 1
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices).reshape(-1, own)[:, :num_devices].ravel(), ("batch",))
 
 
 def whole(mesh: Mesh) -> NamedSharding:
@@ -91,7 +156,3 @@ def _global(sharding: NamedSharding, arrays: Any) -> Any:
     return jax.tree.map(
         lambda local: jax.make_array_from_process_local_data(sharding, local), arrays
     )
-
-
-def _list(values: list[int]) -> str:
-    return ", ".join(map(str, values))

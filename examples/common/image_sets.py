@@ -37,6 +37,7 @@ CIFAR_FILES = {
 """For each data set: the archive, the number of classes, its training and its test files."""
 
 _NOISE_STREAM = 1  # The order of the examples uses another stream of the same seed.
+_MOST_AT_ONCE = 2**24  # bytes that the reader of a tar file asks for, such as a long header
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -71,15 +72,12 @@ def fashion_mnist(split: str, folder: Path = FASHION_MNIST_FOLDER) -> tuple[np.n
     fashion_mnist_files(folder)
     images_path, labels_path = (folder / file for file in _FILES[split])
     images, labels = read_idx(images_path), read_idx(labels_path)
-    if images.shape[1:] != (28, 28):
-        raise DataError(f"{images_path} has the shape {images.shape}, not (n, 28, 28).")
-    if labels.shape != images.shape[:1]:
+    shape = images.shape
+    if shape[1:] != (28, 28) or labels.shape != shape[:1] or labels.max(initial=0) > 9:
         raise DataError(
-            f"{images_path} has {len(images)} images, but {labels_path} has labels of the"
-            f" shape {labels.shape}. They do not belong together."
+            f"{images_path} and {labels_path} do not belong together: images of the shape"
+            f" {shape}, labels of {labels.shape} up to {labels.max(initial=0)}."
         )
-    if labels.max(initial=0) > 9:
-        raise DataError(f"{labels_path} has the label {labels.max()}; the classes are 0 to 9.")
     return images[..., None], labels
 
 
@@ -139,7 +137,7 @@ def cifar_archive(name: str, path: Path) -> Path:
     return archive
 
 
-def cifar(name: str, split: str, archive: Path) -> tuple[np.ndarray, np.ndarray]:
+def cifar(name: str, split: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read CIFAR-10 or CIFAR-100: images (n, 32, 32, 3) and labels (n,), both in uint8.
 
     A record of the binary version has one byte for the label and 3 × 32 × 32 bytes for the image.
@@ -148,11 +146,12 @@ def cifar(name: str, split: str, archive: Path) -> tuple[np.ndarray, np.ndarray]
     Args:
       name: ``"cifar10"`` or ``"cifar100"``.
       split: ``"train"`` (50,000 images) or ``"test"`` (10,000 images).
-      archive: See ``cifar_archive``.
+      path: The archive, or the folder that has it.
 
     Raises:
-      DataError: If the archive is damaged, or belongs to another data set.
+      DataError: If the archive is missing or damaged, or belongs to another data set.
     """
+    archive = cifar_archive(name, path)
     _, num_classes, train, test = CIFAR_FILES[name]
     num_labels = 2 if name == "cifar100" else 1
     size = num_labels + 3072
@@ -165,11 +164,22 @@ def cifar(name: str, split: str, archive: Path) -> tuple[np.ndarray, np.ndarray]
     return np.ascontiguousarray(images), labels
 
 
+class _Gzip(gzip.GzipFile):
+    """A file that is read in pieces of limited size, also by the parser of headers."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        check_size(self.name, size or 0, _MOST_AT_ONCE)
+        return super().read(size)
+
+
 def _read_records(name: str, path: Path, files: tuple[str, ...], size: int) -> Iterator[np.ndarray]:
     """Read each of the files of a CIFAR archive as records of ``size`` bytes, (n, size)."""
-    with reading(path, f"the archive of {name}"), tarfile.open(path) as archive:
+    with (
+        reading(path, f"the archive of {name}"),
+        _Gzip(path) as stream,
+        tarfile.open(fileobj=stream) as archive,
+    ):
         members = {member.name: member for member in archive.getmembers()}
-        stream: Any = archive.fileobj
         while stream.read(2**20):  # At its end the checksum is compared.
             pass
         for file in files:

@@ -1,6 +1,6 @@
 """The arguments with which a training program runs each method of ``arsam_jax.methods``."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import optax
 
@@ -16,117 +16,82 @@ MOMENTUM_SAM_RADIUS = 5
 authors use 15, which fails to train on digits."""
 
 
-class Options(Protocol):
-    """The settings that a program passes to its methods."""
-
-    @property
-    def rho(self) -> float: ...
-    @property
-    def rho_of_weights(self) -> float: ...
-    @property
-    def alpha(self) -> float: ...
-    @property
-    def segment_length(self) -> int: ...
-    @property
-    def reuse_steps(self) -> int: ...
-    @property
-    def share(self) -> float: ...
-    @property
-    def microbatches(self) -> int: ...
-
-
-class Training(NamedTuple):
-    """The training run that a method is for.
-
-    Attributes:
-      options: the settings of the methods.
-      total_steps: the length of the run.
-      steps_per_epoch: the length of a pass over the examples.
-      num_examples: at least the number of training examples.
-      schedule: the learning rate of the base optimizer.
-      seed: the seed of the random numbers of a method.
-    """
-
-    options: Options
-    total_steps: int
-    steps_per_epoch: int
-    num_examples: int
-    schedule: optax.Schedule
-    seed: int
-
-    def rho(self, factor: float = 1) -> arsam_jax.radius.RadiusLike:
-        """The radius times a factor."""
-        if self.options.rho_of_weights:
-            return arsam_jax.radius.proportional_to_params(factor * self.options.rho_of_weights)
-        return factor * self.options.rho
-
-
 def make_method(
-    name: str, training: Training, base: optax.GradientTransformation
+    name: str,
+    options: Any,
+    base: optax.GradientTransformation,
+    *,
+    schedule: optax.Schedule,
+    steps_per_epoch: int,
+    num_examples: int,
+    seed: int,
 ) -> optax.GradientTransformation:
     """The whole optimizer: the method, followed by the base optimizer.
 
+    The arguments of a method are those of its paper unless the options set them.
+
     Args:
       name: one of ``METHODS``. Any other name gives the base optimizer alone.
-      base: the base optimizer with the learning rate ``training.schedule``.
+      options: the settings of the methods, see ``comparison.Options``.
+      base: the base optimizer with the learning rate ``schedule``.
+      num_examples: at least the number of training examples.
     """
     if name not in METHODS:
         return optax.with_extra_args_support(base)
     factor = MOMENTUM_SAM_RADIUS if name == "momentum_sam" else 1
-    method = METHODS[name].make(training.rho(factor), **_arguments(name, training))
-    if name == "wsam":  # its decoupled term is added after the base optimizer
-        return arsam_jax.decouple(method, base, training.schedule)
-    return optax.chain(method, base)
-
-
-def _arguments(name: str, training: Training) -> dict[str, Any]:
-    """The arguments besides ``rho``, as in the papers unless the options set them."""
-    options, seed = training.options, training.seed
+    rho: Any = factor * options.rho
+    if options.rho_of_weights:
+        rho = arsam_jax.radius.proportional_to_params(factor * options.rho_of_weights)
+    total_steps = options.epochs * steps_per_epoch
+    arguments: dict[str, Any] = {}
     match name:
         case "arsam":
-            return {
+            arguments = {
                 "alpha": options.alpha,
                 "segment_length": options.segment_length,
                 "reuse_steps": options.reuse_steps,
                 "seed": seed,
             }
         case "budgeted_sam":
-            return {"share": options.share, "num_microbatches": options.microbatches or None}
+            arguments = {"share": options.share, "num_microbatches": options.microbatches or None}
         case "sam_every_k":
-            return {"k": 5}
+            arguments = {"k": 5}
         case "ae_sam":
-            return {"total_steps": training.total_steps}
+            arguments = {"total_steps": total_steps}
         case "final_phase_sam":
-            return {"total_steps": training.total_steps, "share": 0.25}
+            arguments = {"total_steps": total_steps, "share": 0.25}
         case "sparse_sam":
             # Its authors compute the mask every five epochs, over the whole training set.
-            steps = max(1, 5 * training.steps_per_epoch)
-            return {
+            steps = max(1, 5 * steps_per_epoch)
+            arguments = {
                 "mask": lambda sparsity: arsam_jax.sparse.fisher_mask(sparsity, refresh_every=steps)
             }
         case "masked_sam":
-            return {"mask": arsam_jax.masks.without_biases()}
+            arguments = {"mask": arsam_jax.masks.without_biases()}
         case "gradient_norm_penalty":
-            return {"strength": 0.7}
+            arguments = {"strength": 0.7}
         case "gsam":
-            return {"alpha": 0.2}
+            arguments = {"alpha": 0.2}
         case "m_sam":
-            return {"num_microbatches": options.microbatches or 2}
+            arguments = {"num_microbatches": options.microbatches or 2}
         case "multi_step_sam":
-            return {"num_steps": 2}
+            arguments = {"num_steps": 2}
         case "gam":
-            return {"grad_rho": options.rho}
+            arguments = {"grad_rho": options.rho}
         case "sampa":
-            return {"learning_rate": training.schedule}
+            arguments = {"learning_rate": schedule}
         case "k_sam":
-            return {"share": SHARE_OF_EXAMPLES}
+            arguments = {"share": SHARE_OF_EXAMPLES}
         case "ausam":
-            return {
-                "num_examples": training.num_examples,
-                "steps_per_epoch": max(1, training.steps_per_epoch),
+            arguments = {
+                "num_examples": num_examples,
+                "steps_per_epoch": max(1, steps_per_epoch),
                 "share": SHARE_OF_EXAMPLES,
                 "seed": seed,
             }
         case "esam" | "rw_sam":
-            return {"seed": seed}
-    return {}
+            arguments = {"seed": seed}
+    method = METHODS[name].make(rho, **arguments)
+    if name == "wsam":  # its decoupled term is added after the base optimizer
+        return arsam_jax.decouple(method, base, schedule)
+    return optax.chain(method, base)

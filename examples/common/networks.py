@@ -13,13 +13,11 @@ All have these attributes:
 - ``num_classes``: The number of logits.
 - ``dtype``: The data type of the computation. Parameters, BatchNorm and LayerNorm statistics,
   softmax, the mean over pixels and the last layer stay in float32.
-- ``dropout``: The rate of dropout, before the last layer unless stated otherwise. The papers of
-  ResNet, PyramidNet and MobileNet have none.
+- ``dropout``: The rate of dropout, before the last layer unless stated otherwise.
 
-Convolutions are initialized from He's normal distribution, of variance
-2 / (kernel area × output channels) (arXiv 1502.01852, by fan-out), BatchNorm with γ = 1 and β = 0,
-and the last layer as in PyTorch, uniformly within ±1/√(input channels). BatchNorm has momentum 0.9
-and ε = 1e-5. Numbers of parameters are for images with 3 channels.
+Convolutions are initialized from He's normal distribution by fan-out (arXiv 1502.01852), and the
+last layer as in PyTorch, uniformly within ±1/√(input channels). Numbers of parameters are for
+images with 3 channels and 10 classes.
 """
 
 import functools
@@ -46,12 +44,7 @@ class ResNet18(nn.Module):
     """ResNet-18 (arXiv 1512.03385) with a 3×3 stem of stride 1 for images of 32 or 64 pixels.
 
     Four stages of two blocks have 1, 2, 4 and 8 times ``width`` channels, with projections where
-    the shape changes. At width 64 there are 11,173,962 parameters with 10 classes, and 11,220,132
-    with 100.
-
-    Attributes:
-      width: Channels of the stem and the first stage.
-      layers: Constructors of the layers.
+    the shape changes. At width 64 there are 11,173,962 parameters.
     """
 
     num_classes: int
@@ -80,14 +73,9 @@ class ResNet18(nn.Module):
 class WideResNet(nn.Module):
     """WideResNet-28-10 (arXiv 1605.07146): wide blocks, BatchNorm and ReLU first.
 
-    Three stages of (``depth`` - 4) / 6 blocks have 16, 32 and 64 times ``width`` channels. The
-    network is for images of 32 pixels. It has 36,479,194 parameters with 10 classes, and 36,536,884
-    with 100 (36.5 M in the paper).
-
-    Attributes:
-      depth: The number of layers, 6 n + 4.
-      width: The widening factor.
-      dropout: Dropout between the two convolutions of a block. If the paper has it, it is 0.3.
+    Three stages of (``depth`` - 4) / 6 blocks have 16, 32 and 64 times ``width`` channels. Dropout
+    is between the two convolutions of a block. The network is for images of 32 pixels and has
+    36,479,194 parameters.
 
     Raises:
       ValueError: If the depth is not 6 n + 4.
@@ -126,12 +114,7 @@ class PyramidNet(nn.Module):
     The k-th of all N blocks has 16 + α k / N channels, rounded. A block is BatchNorm, convolution,
     BatchNorm, ReLU, convolution, BatchNorm. Its shortcut is averaged over 2×2 pixels if the block
     has stride 2, and padded with zero channels. The network is for images of 32 pixels. As in the
-    authors' code, it has 28,485,477 parameters with 10 classes, and 28,511,307 with 100 (28.3 M in
-    the paper).
-
-    Attributes:
-      depth: The number of layers, 6 n + 2.
-      alpha: The number of channels that are added from the first block to the last.
+    authors' code, it has 28,485,477 parameters.
 
     Raises:
       ValueError: If the depth is not 6 n + 2.
@@ -166,16 +149,12 @@ class PyramidNet(nn.Module):
 class MobileNet(nn.Module):
     """MobileNet, the first version (arXiv 1704.04861): depthwise and pointwise convolutions.
 
-    There are 4,231,976 parameters with 1,000 classes (4.2 M in the paper), 3,217,226 with 10, and
-    3,411,976 with the 200 classes of Tiny-ImageNet. The paper does not state initial values. They
-    are He's, where the fan-out of a depthwise kernel is that of one channel.
+    There are 3,217,226 parameters. The fan-out of a depthwise kernel is that of one channel.
 
     Attributes:
       width: The paper's width multiplier.
-      stem_strides: The stride of the first convolution. The total stride is 16 times as much. The
-        paper's 2 is for images of 224 pixels, to which ARSAM's paper resizes Tiny-ImageNet, and 1
-        is for images of 32 pixels.
-      layers: Constructors of the layers.
+      stem_strides: The stride of the first convolution. The paper's 2 is for images of 224 pixels,
+        and 1 is for images of 32 pixels.
     """
 
     num_classes: int
@@ -206,21 +185,11 @@ class MobileNet(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT-S/16 (arXiv 2010.11929, 2012.12877): self-attention over patches and a class token.
 
-    There are 22,050,664 parameters for images of 224 × 224 pixels with 1,000 classes (22 M for
-    DeiT-S in its paper), and 21,342,346 for images of 32 × 32 pixels with ``patch_size=4`` and 10
-    classes. ``apply`` takes images of the size that ``init`` was given.
-
-    Initial values are DeiT's: normal with standard deviation 0.02 for the position embedding, the
-    class token and every linear layer, zero for biases, and PyTorch's uniform distribution for the
-    patches. LayerNorm, before attention and MLP, has ε = 1e-6.
-
-    Attributes:
-      patch_size: Pixels along the side of a patch.
-      width: The size of a token.
-      depth: The number of blocks.
-      num_heads: The number of attention heads, a divisor of ``width``.
-      dropout: Dropout after the position embedding, after attention, and after both layers of an
-        MLP: 0.1 in ViT's paper, none in DeiT's.
+    There are 21,342,346 parameters for images of 32 × 32 pixels with ``patch_size=4``. ``apply``
+    takes images of the size that ``init`` was given. Initial values are DeiT's: normal with
+    standard deviation 0.02 for the position embedding, the class token and every linear layer, and
+    PyTorch's uniform distribution for the patches. Dropout is after the position embedding, after
+    attention, and after both layers of an MLP.
 
     Raises:
       ValueError: If patches do not tile the image.

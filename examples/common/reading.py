@@ -21,10 +21,9 @@ MOST_BYTES = 2**30
 """The most bytes that a file or a member of an archive may declare or decompress to."""
 
 DAMAGE = (
-    # Python and NumPy. UnicodeDecodeError and JSONDecodeError are ValueErrors, RecursionError is a
-    # RuntimeError, and so is what zipfile raises for an encrypted member. NotImplementedError
-    # stands for an unknown compression or version, SyntaxError for a broken PNG, TokenError for the
-    # header of a broken npy file.
+    # Python and NumPy. UnicodeDecodeError and JSONDecodeError are ValueErrors. RecursionError and
+    # NotImplementedError, for an unknown compression, are RuntimeErrors. SyntaxError stands for a
+    # broken PNG, TokenError for the header of a broken npy file.
     OSError,
     EOFError,
     ValueError,
@@ -34,7 +33,6 @@ DAMAGE = (
     ArithmeticError,
     AssertionError,
     MemoryError,
-    NotImplementedError,
     RuntimeError,
     SyntaxError,
     struct.error,
@@ -69,8 +67,11 @@ def reading(path: Path | str, what: str, remedy: str = "Download it again.") -> 
       remedy: A sentence that tells the user what to do.
 
     Raises:
-      DataError: If the block raises an exception of ``DAMAGE``.
+      DataError: If the block raises an exception of ``DAMAGE``, or if the path is something that
+        may never end, such as a FIFO.
     """
+    if isinstance(path, Path) and path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is neither a file nor a folder. {remedy}")
     try:
         yield
     except DAMAGE as error:

@@ -1,6 +1,6 @@
 """Read and write trained weights with the names and layouts of PyTorch.
 
-A file is ``.npz`` or ``.safetensors`` and holds a ``state_dict``. PyTorch converts a ``.pth``::
+A file is a ``.safetensors`` of a ``state_dict``. PyTorch converts a ``.pth``::
 
     state_dict = torch.load("weights.pth", weights_only=True)
     safetensors.torch.save_file(state_dict, "weights.safetensors")
@@ -13,8 +13,6 @@ A function maps modules of a Flax model to modules of PyTorch::
     variables = fill(model.init(key, images), load(file), torch_name)
 """
 
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,9 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
+from examples.common.checkpoints import write_bytes
 from examples.common.errors import DataError
-from examples.common.reading import check_size, reading
-from examples.common.records import write_bytes
+from examples.common.reading import reading
 
 TorchName = Callable[[tuple[str, ...]], str | None]
 """From the path of a module in a tree of variables to PyTorch's name, or None."""
@@ -49,22 +47,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
       DataError: If the file cannot be read, or is of another kind.
     """
     with reading(path, "a file of weights", "Save it again."):
-        match path.suffix:
-            case ".npz":
-                with zipfile.ZipFile(path) as archive:
-                    check_size(path, sum(member.file_size for member in archive.infolist()))
-                with np.load(path, allow_pickle=False) as file:
-                    weights = dict(file)
-            case ".safetensors":
-                weights = safetensors.numpy.load(path.read_bytes())
-            case _:
-                raise DataError(
-                    f"{path} is neither .npz nor .safetensors. See examples/common/weights.py."
-                )
-    for name, value in weights.items():
-        if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.number):
-            raise DataError(f"{name} in {path} is not an array of numbers. Save it again.")
-    return weights
+        return safetensors.numpy.load(path.read_bytes())
 
 
 def save(path: Path, weights: Mapping[str, np.ndarray]) -> None:
@@ -115,16 +98,9 @@ def fill(
 
 
 def to_torch(variables: Mapping[str, Any], torch_name: TorchName) -> dict[str, np.ndarray]:
-    """Return the variables that have a name, in PyTorch's layout. The inverse of ``fill``.
-
-    Raises:
-      ValueError: If two modules have one name.
-    """
+    """Return the variables that have a name, in PyTorch's layout. The inverse of ``fill``."""
     flat = _flat(variables)
     names = _names(flat, torch_name)
-    twice = sorted(name for name, count in Counter(names.values()).items() if count > 1)
-    if twice:
-        raise ValueError(f"torch_name gives two modules the name of {_some(twice)}.")
     return {name: _to_torch(np.asarray(flat[path]), path) for path, name in names.items()}
 
 

@@ -56,7 +56,7 @@ class Options(comparison.Options):
     targets: str = "gaussian"
     """Targets of SimCC: gaussian, or onehot with label smoothing."""
     weights: Path | None = None
-    """File with initial weights of HRNet, .npz or .safetensors. The head is not read from it."""
+    """File with initial weights of HRNet, .safetensors. The head is not read from it."""
 
 
 class Pose(comparison.Task):

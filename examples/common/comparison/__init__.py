@@ -10,7 +10,6 @@ import contextlib
 import io
 import logging
 import os
-import shlex
 import sys
 import tempfile
 import traceback
@@ -22,12 +21,12 @@ import jax
 from rich import progress
 from rich.console import Console
 
-from examples.common import devices, processes
+from examples.common import devices
 from examples.common.comparison import report
 from examples.common.comparison.options import BASE, Options, check_folder, parse
-from examples.common.comparison.trainer import RESULT_FILE, Task, Trainer
+from examples.common.comparison.trainer import RESULT_FILE, Record, Task, Trainer
 from examples.common.errors import CheckpointError, ConfigError, DataError, StoppedError
-from examples.common.settings import resume_arguments, to_dict, write
+from examples.common.settings import to_dict, write
 from examples.common.stopping import stop_on_signal
 
 __all__ = ["BASE", "Options", "Task", "Trainer", "main", "parse", "report"]
@@ -55,7 +54,7 @@ def main(
             print(options.information())
             return 0
         if options.processes:
-            processes.join(options.processes)
+            devices.connect(options.processes)
         devices.make_mesh(options.devices)  # before the task starts a backend with one device
         with contextlib.ExitStack() as stack:
             if options.smoke:
@@ -81,40 +80,43 @@ def main(
 def _compare(options: Options, task: Task, program: str) -> int:
     """Trains the runs that are not finished, and reports."""
     trainer, folder = Trainer(options, task), options.folder
-    console = Console(quiet=not processes.is_main(), markup=False, emoji=False, highlight=False)
-    runs = [
-        (method, seed)
+    console = Console(quiet=not devices.is_main(), markup=False, emoji=False, highlight=False)
+    places = {
+        (method, seed): folder / method / f"seed{seed}"
         for seed in options.seeds
         for method in options.method
-        if not (_place(folder, method, seed) / RESULT_FILE).exists()
-    ]
-    same = to_dict(options) | {"processes": ""}
-    processes.require_same("the settings", same)
-    processes.require_same("the runs that are finished", runs)
-    if processes.is_main():  # all processes have looked into the folder by now
+    }
+    places = {run: place for run, place in places.items() if not (place / RESULT_FILE).exists()}
+    devices.require_same("the settings", to_dict(options) | {"processes": ""})
+    devices.require_same("the runs that are finished", places)
+    if devices.is_main():  # all processes have looked into the folder by now
         folder.mkdir(parents=True, exist_ok=True)
         write(options)
     if task.description:
         console.print(task.description)
-    _warn(options, trainer.total_steps, console)
-    if runs:
-        console.print(f"Training {len(runs)} runs of {trainer.total_steps:,} steps")
+    length, steps = options.segment_length, trainer.total_steps
+    if "arsam" in options.method and length > 10 and steps < 100 * length:
+        console.print(
+            f"Warning: the sampling probability of ARSAM changes only {steps // length} times in"
+            f" {steps} steps with --segment-length {length}. Use 8 to 10 for a short run."
+        )
+    if places:
+        console.print(f"Training {len(places)} runs of {steps:,} steps")
     with stop_on_signal() as should_stop:
         try:
-            _train(trainer, runs, console, should_stop)
+            _train(trainer, places, console, should_stop)
         except StoppedError as error:
-            resume = shlex.join([*program.split(), *resume_arguments(options)])
             console.print(f"Saved and stopped: {error}. Continue with:")
-            console.print(f"  {resume}", soft_wrap=True)
+            console.print(f"  {options.resume_command(program)}", soft_wrap=True)
             return 128 + (should_stop.signal or 0)
-    if processes.is_main():
-        report.write(folder, task.measures, console, options.published())
+    if devices.is_main():
+        report.write(folder, task.measures, console)
     return 0
 
 
 def _train(
     trainer: Trainer,
-    runs: list[tuple[str, int]],
+    places: Mapping[tuple[str, int], Path],
     console: Console,
     should_stop: Callable[[], bool],
 ) -> None:
@@ -123,47 +125,21 @@ def _train(
     The methods of a seed run one after another, so that a change of the load of the machine does
     not favour one of them.
     """
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[now]}", markup=False),
-    )
-    with progress.Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
-        all_runs = bars.add_task("all runs", total=len(runs) * trainer.total_steps, now="")
-        for number, (method, seed) in enumerate(runs):
+    is_hidden = not console.is_terminal
+    with progress.Progress(console=console, transient=True, disable=is_hidden) as bars:
+        bar = bars.add_task("compiling", total=len(places) * trainer.total_steps)
+        for number, ((method, seed), place) in enumerate(places.items()):
             name, before = f"{method}, seed {seed}", number * trainer.total_steps
-            bar = bars.add_task(name, total=trainer.total_steps, now="compiling")
+            bars.update(bar, description=f"{name}, compiling", completed=before)
 
-            def show(step: int, loss: float, percent_sam: float, bar=bar, before=before) -> None:
-                now = f"loss {loss:.3f}  {percent_sam:.0f} %SAM"
-                bars.update(bar, completed=step, now=now)
-                bars.update(all_runs, completed=before + step)
+            def show(record: Record, name=name, before=before) -> None:
+                loss = f"loss {record.mean_loss(100):.3f}, {record.percent_sam:.0f} %SAM"
+                bars.update(bar, description=f"{name}, {loss}", completed=before + record.step)
 
-            place = _place(trainer.options.folder, method, seed)
             result = trainer.train(method, seed, place, show, should_stop)
-            bars.remove_task(bar)
             measures = [
                 f"{heading} {template.format(result['measures'][key])}"
                 for key, (heading, template) in trainer.task.measures.items()
             ]
             sampled = f"{result['percent_sam']:.0f} %SAM, {result['seconds']:.1f} s"
             console.print(f"{name}: {', '.join(measures)}, {sampled}")
-
-
-def _place(folder: Path, method: str, seed: int) -> Path:
-    """The folder of a run."""
-    return folder / method / f"seed{seed}"
-
-
-def _warn(options: Options, total_steps: int, console: Console) -> None:
-    """Warns if the sampling probability of ARSAM has no time to move."""
-    length = options.segment_length
-    if "arsam" in options.method and length > 10 and total_steps < 100 * length:
-        console.print(
-            f"Warning: the sampling probability of ARSAM changes only {total_steps // length} times"
-            f" in {total_steps} steps with --segment-length {length}. Use 8 to 10 for a short run."
-        )

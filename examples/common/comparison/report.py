@@ -1,95 +1,81 @@
 """The report of a comparison: a table of means over seeds, and the figures of the runs."""
 
+import base64
+import html
+import io
 import json
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.table import Table
 
-from examples.common import page
+from examples.common.checkpoints import write_bytes, write_json
 from examples.common.comparison.options import BASE
 from examples.common.comparison.trainer import RESULT_FILE
-from examples.common.errors import ConfigError
 from examples.common.methods import METHODS
-from examples.common.pictures import legend, styles_of, write_picture
-from examples.common.records import write_json
+from examples.common.pictures import styles_of, write_picture
+from examples.common.reading import reading
 from examples.common.settings import CONFIG_FILE
 
 REPORT_FILE = "report.html"
-_PANELS_OF_A_ROW = 3
+_WIDTH = 160  # characters of a table that is not shown on a terminal
 _CAPTION = (
     "Mean ± standard error over seeds. %SAM: the share of steps with a second gradient. Time and"
     " examples/s contain no compilation and no evaluation. Speed-up over SAM; ideal:"
     " 2 / (1 + %SAM)."
 )
+Results = dict[str, list[dict[str, Any]]]
+"""The results of the seeds of each method."""
 
 
-def write(
-    folder: Path,
-    measures: dict[str, tuple[str, str]],
-    console: Console,
-    published: dict[str, dict[str, str]] | None = None,
-) -> None:
+def write(folder: Path, measures: dict[str, tuple[str, str]], console: Console) -> None:
     """Prints the table of a comparison. Writes it with all figures to a page, and as JSON.
 
     Args:
       folder: the folder of the comparison. Only finished runs count.
       measures: the measures of the task, see ``comparison.Task``.
-      published: for each method, published figures by their headings.
     """
     config = _read(folder / CONFIG_FILE)
+    places = {m: [folder / m / f"seed{seed}" for seed in config["seeds"]] for m in config["method"]}
     results = {
-        method: [
-            _read(path)
-            for seed in config["seeds"]
-            if (path := folder / method / f"seed{seed}" / RESULT_FILE).exists()
-        ]
-        for method in config["method"]
+        method: [_read(place / RESULT_FILE) for place in own if (place / RESULT_FILE).exists()]
+        for method, own in places.items()
     }
     results = {method: own for method, own in results.items() if own}
-    columns = table(results, measures, published or {})
+    columns = table(results, measures)
     write_json(folder / "report.json", {"config": config, "table": columns, "runs": results})
 
-    caption = _CAPTION
-    if BASE in results:
-        caption += f" {BASE}: {config.get('optimizer', 'the optimizer')} alone."
-    shown = RichTable(title=config["name"])
+    shown = Table(title=config["name"])
     for heading in columns:
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     for row in zip(*columns.values(), strict=True):
         shown.add_row(*row)
+    caption = _CAPTION
+    if BASE in results:
+        caption += f" {BASE}: {config.get('optimizer', 'the optimizer')} alone."
+    page = Console(
+        file=io.StringIO(), record=True, width=_WIDTH, markup=False, emoji=False, highlight=False
+    )
     if not console.is_terminal:
-        console.width = max(console.width, 160)  # a file has no edge
-    console.print(shown)
-    console.print(caption, style="italic")
+        console.width = max(console.width, _WIDTH)
+    for output in (console, page):
+        output.print(shown)
+        output.print(caption, style="italic", width=min(output.width, 100))
 
-    parts = [page.table(columns), page.paragraph(caption, is_faint=True)]
-    if results:
-        curves = _save_curves(folder, config["name"], results)
-        if curves is not None:
-            text = "Measures during training; the band is ± one standard error over seeds"
-            parts.append(page.picture(curves, f"{curves.name}: {text}"))
-        picture = _save_measures(folder, config["name"], results, measures)
-        text = "a dot is a seed, a vertical line the mean"
-        parts.append(page.picture(picture, f"{picture.name}: {text}"))
-    for method in config["method"]:
-        for seed in config["seeds"]:
-            for picture in sorted((folder / method / f"seed{seed}").glob("*.png")):
-                parts.append(page.picture(picture, picture.relative_to(folder).as_posix()))
-    settings = {"setting": list(config), "value": [_text(value) for value in config.values()]}
-    parts += [page.heading("Settings"), page.table(settings, num_left=2)]
-    page.write(folder / REPORT_FILE, config["name"], parts)
+    figures = [_save_curves(folder, config["name"], results)] if results else []
+    figures += [_save_measures(folder, config["name"], results, measures)] if results else []
+    for own in places.values():
+        figures += [picture for place in own for picture in sorted(place.glob("*.png"))]
+    images = "".join(_image(folder, path) for path in figures if path is not None)
+    settings = html.escape("\n".join(f"{name}: {value}" for name, value in config.items()))
+    text = page.export_html().replace("</body>", f"{images}<pre>{settings}</pre></body>")
+    write_bytes(folder / REPORT_FILE, text.encode())
     console.out(f"Report: {folder / REPORT_FILE}", highlight=False)
 
 
-def table(
-    results: dict[str, list[dict[str, Any]]],
-    measures: dict[str, tuple[str, str]],
-    published: dict[str, dict[str, str]],
-) -> dict[str, list[str]]:
+def table(results: Results, measures: dict[str, tuple[str, str]]) -> dict[str, list[str]]:
     """The columns by their headings, with a row for each method."""
     columns = {"method": list(results), "seeds": [str(len(own)) for own in results.values()]}
     for name, (heading, template) in measures.items():
@@ -110,9 +96,6 @@ def table(
             f"{2 / (1 + share / 100):.2f}" if _costs_one_more(method) else "–"
             for method, share in sampled.items()
         ]
-    headings = dict.fromkeys(heading for own in published.values() for heading in own)
-    for heading in headings:
-        columns[f"published {heading}"] = [published.get(m, {}).get(heading, "–") for m in results]
     return columns
 
 
@@ -122,16 +105,15 @@ def _costs_one_more(method: str) -> bool:
 
 
 def _read(path: Path) -> Any:
-    try:
+    with reading(path, "JSON", "Delete it to train that run again."):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} is damaged: {error}. Delete it to train that run again"
-        ) from error
 
 
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _image(folder: Path, path: Path) -> str:
+    """A PNG file, copied into the page."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    name = html.escape(path.relative_to(folder).as_posix())
+    return f'<p>{name}<br><img style="max-width: 100%" src="data:image/png;base64,{content}"></p>'
 
 
 def _mean(values: list[float], template: str) -> str:
@@ -149,28 +131,19 @@ def _standard_error(values: np.ndarray) -> Any:
 
 
 def _save_measures(
-    folder: Path,
-    name: str,
-    results: dict[str, list[dict[str, Any]]],
-    measures: dict[str, tuple[str, str]],
+    folder: Path, name: str, results: Results, measures: dict[str, tuple[str, str]]
 ) -> Path:
-    """Draws a panel for each measure, with a row for each method."""
+    """Draws a panel for each measure: a row for each method, with a dot for each seed."""
     from matplotlib.figure import Figure
 
-    methods, columns = list(results), min(len(measures), _PANELS_OF_A_ROW)
-    rows = -(-len(measures) // columns)
-    size = (3 * columns + 1, rows * (0.3 * len(methods) + 1) + 0.3)
+    size = (3 * len(measures) + 1, 0.3 * len(results) + 1.3)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(name, parse_math=False)
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    grid[0, 0].set_yticks(range(len(methods)), methods)
-    grid[0, 0].set_ylim(len(methods) - 0.5, -0.5)  # downwards, as in the table
-    styles = styles_of(methods)
-    for axes, measure in zip_longest(grid.flat, measures.items()):
-        if measure is None:
-            axes.set_axis_off()
-            continue
-        key, (heading, _) = measure
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    panels[0].set_yticks(range(len(results)), list(results))
+    panels[0].set_ylim(len(results) - 0.5, -0.5)  # downwards, as in the table
+    styles = styles_of(results)
+    for axes, (key, (heading, _)) in zip(panels, measures.items(), strict=True):
         for place, (method, own) in enumerate(results.items()):
             values, color = [run["measures"][key] for run in own], styles[method]["color"]
             axes.plot(values, [place] * len(values), "o", color=color, alpha=0.6)
@@ -182,10 +155,11 @@ def _save_measures(
     return path
 
 
-def _save_curves(folder: Path, name: str, results: dict[str, list[dict[str, Any]]]) -> Path | None:
+def _save_curves(folder: Path, name: str, results: Results) -> Path | None:
     """Draws each quick measure against the epoch and against the training time.
 
-    The curve of a method is the mean over its seeds. Returns None if nothing was evaluated.
+    The curve of a method is the mean over its seeds, in a band of ± one standard error. Returns
+    None if nothing was evaluated.
     """
     curves = {m: own for m, own in results.items() if all(run["evaluations"] for run in own)}
     if not curves:
@@ -195,26 +169,24 @@ def _save_curves(folder: Path, name: str, results: dict[str, list[dict[str, Any]
     places = {"epoch": "epoch", "seconds": "training time (s, without compilation)"}
     first = next(iter(curves.values()))[0]["evaluations"][0]
     measures = [key for key in first if key not in ("step", *places)]
-    figure = Figure(figsize=(10, 3.8 * len(measures)), layout="constrained")
+    figure = Figure(figsize=(12, 3.8 * len(measures)), layout="constrained")
     figure.suptitle(name, parse_math=False)
-    styles = styles_of(list(results))
+    styles = styles_of(results)
     grid = figure.subplots(len(measures), 2, sharey="row", squeeze=False)
     for panels, measure in zip(grid, measures, strict=True):
-        for method, own in curves.items():
-            values = np.array([[row[measure] for row in run["evaluations"]] for run in own])
-            mean, error = values.mean(0), _standard_error(values)
-            for axes, place in zip(panels, places, strict=True):
+        for axes, (place, label) in zip(panels, places.items(), strict=True):
+            for method, own in curves.items():
+                values = np.array([[row[measure] for row in run["evaluations"]] for run in own])
                 at = np.mean([[row[place] for row in run["evaluations"]] for run in own], 0)
+                mean, error = values.mean(0), _standard_error(values)
                 axes.plot(at, mean, **styles[method], label=f"{method}  {mean[-1]:.4g}")
-                axes.plot(at[-1], mean[-1], "o", color=styles[method]["color"])
-                axes.fill_between(
-                    at, mean - error, mean + error, color=styles[method]["color"], alpha=0.15, lw=0
-                )
-        panels[0].set_ylabel(measure.replace("_", " "), parse_math=False)
-        for axes, label in zip(panels, places.values(), strict=True):
+                color = styles[method]["color"]
+                axes.fill_between(at, mean - error, mean + error, color=color, alpha=0.15, lw=0)
             axes.set_xlabel(label)
             axes.grid(alpha=0.3)
-    legend(figure, grid[0, 0], title="at the end")
+        panels[0].set_ylabel(measure.replace("_", " "), parse_math=False)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", title="at the end")
     path = folder / "curves.png"
     write_picture(path, figure.savefig, dpi=120)
     return path

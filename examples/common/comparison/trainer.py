@@ -2,8 +2,7 @@
 
 import abc
 import contextlib
-import json
-import os
+import dataclasses
 import platform
 import time
 from collections import deque
@@ -20,17 +19,15 @@ import numpy as np
 import optax
 
 import arsam_jax
-from examples.common import checkpoints, devices, methods, processes
+from examples.common import checkpoints, devices, methods
 from examples.common.comparison.options import Options
-from examples.common.errors import CheckpointError, ConfigError, StoppedError
+from examples.common.errors import ConfigError, StoppedError
 from examples.common.methods import METHODS
 from examples.common.optimizers import make_optimizer, make_schedule, pull_back
 from examples.common.pipeline import Order
-from examples.common.records import Events, Table, write_json
 
 RESULT_FILE = "result.json"
 CHECKPOINT_FILE = "checkpoint"
-_STEP_COLUMNS = ("step", "loss", "sampled")
 _STEPS_PER_FETCH = 50  # losses stay on the device in between, so that no step waits for the host
 _BATCHES_AHEAD = 2  # of each thread that reads
 
@@ -84,6 +81,60 @@ class Task(abc.ABC):
         """All ``measures`` at the end. Figures are written to ``folder``."""
 
 
+@dataclasses.dataclass
+class Record:
+    """What is recorded of a run. A checkpoint holds it together with the state.
+
+    Attributes:
+      seconds: the training time, without compilation and evaluation.
+      losses: the loss of each step.
+      sampled: 1 for each step with a second gradient, otherwise 0.
+      evaluations: the quick measures of each evaluation, with the step, epoch and seconds.
+    """
+
+    seconds: float = 0.0
+    losses: list[float] = dataclasses.field(default_factory=list)
+    sampled: list[int] = dataclasses.field(default_factory=list)
+    evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    @property
+    def percent_sam(self) -> float:
+        return 100 * sum(self.sampled) / max(1, self.step)
+
+    def mean_loss(self, num_steps: int) -> float:
+        """The mean of the last steps, 0 before the first one."""
+        last = self.losses[-num_steps:]
+        return sum(last) / max(1, len(last))
+
+    def add_steps(self, values: np.ndarray, events: Any = None) -> None:
+        """Adds steps: values (steps, 2), the loss and whether the step was sampled."""
+        for loss, sampled in values:
+            # The shortest decimal that rounds to the float32 is what the CSV file will hold.
+            self.losses.append(float(str(loss)))
+            self.sampled.append(int(sampled))
+            if events:
+                events.add_scalar("step/loss", self.losses[-1], self.step)
+                events.add_scalar("step/sampled", self.sampled[-1], self.step)
+
+    def add_evaluation(self, epoch: float, measured: dict[str, float], events: Any = None) -> None:
+        place = {"step": self.step, "epoch": epoch, "seconds": self.seconds}
+        self.evaluations.append(place | measured)
+        if events:
+            for name, value in measured.items():
+                events.add_scalar(f"evaluation/{name}", value, self.step)
+
+    def write(self, folder: Path) -> None:
+        """Writes the steps and the evaluations to files for other programs."""
+        rows = enumerate(zip(self.losses, self.sampled, strict=True), 1)
+        lines = ["step,loss,sampled", *(f"{i},{loss},{sampled}" for i, (loss, sampled) in rows)]
+        checkpoints.write_bytes(folder / "steps.csv", ("\n".join(lines) + "\n").encode())
+        checkpoints.write_json(folder / "evaluations.json", self.evaluations)
+
+
 class Trainer:
     """Trains any method with any seed. The compiled step of a method serves all seeds."""
 
@@ -103,38 +154,30 @@ class Trainer:
         if options.smoke:
             self.steps_per_epoch = min(2, self.steps_per_epoch)
         self.total_steps = options.epochs * self.steps_per_epoch
-        if self.total_steps >= 2**31:
-            raise ConfigError(f"--epochs {options.epochs} are more than 2**31 steps")
-        try:
-            self.schedule = make_schedule(
-                options.schedule,
-                options.learning_rate,
-                self.total_steps,
-                warmup_steps=round(options.warmup * self.total_steps),
-                decay_at=options.decay_at,
-            )
-        except ValueError as error:
-            raise ConfigError(f"--warmup {options.warmup:g}: {error}") from error
+        self.schedule = make_schedule(
+            options.schedule,
+            options.learning_rate,
+            self.total_steps,
+            warmup_steps=round(options.warmup * self.total_steps),
+            decay_at=options.decay_at,
+        )
         self._optimizers: dict[str, optax.GradientTransformation] = {}
         self._steps: dict[str, Any] = {}
 
     def make_optimizer(self, method: str, seed: int) -> optax.GradientTransformation:
         options = self.options
         base = make_optimizer(
-            options.optimizer,
-            self.schedule,
-            weight_decay=options.weight_decay,
-            momentum=options.momentum,
+            options.optimizer, self.schedule, options.weight_decay, options.momentum
         )
-        training = methods.Training(
-            options=options,
-            total_steps=self.total_steps,
+        return methods.make_method(
+            method,
+            options,
+            optax.chain(pull_back(), base),
+            schedule=self.schedule,
             steps_per_epoch=self.steps_per_epoch,
             num_examples=self.task.num_examples,
-            schedule=self.schedule,
             seed=seed,
         )
-        return methods.make_method(method, training, optax.chain(pull_back(), base))
 
     def new_state(self, method: str, seed: int) -> Any:
         """The state before the first step, on every device.
@@ -173,14 +216,13 @@ class Trainer:
         method: str,
         seed: int,
         folder: Path,
-        on_progress: Callable[[int, float, float], None] = lambda step, loss, percent_sam: None,
+        on_progress: Callable[[Record], None] = lambda record: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
         """Trains from the checkpoint if there is one. Returns the content of RESULT_FILE.
 
         Args:
-          on_progress: called at the start and then now and then, with the step, the mean loss of
-            the last steps and the %SAM.
+          on_progress: called at the start and then now and then, with what is recorded so far.
           should_stop: called after every step.
 
         Raises:
@@ -189,21 +231,21 @@ class Trainer:
         """
         options, task = self.options, self.task
         folder.mkdir(parents=True, exist_ok=True)
-        run = _Records(folder, self.steps_per_epoch)
-        state, step, seconds = self.new_state(method, seed), 0, 0.0
+        state, record = self.new_state(method, seed), Record()
         checkpoint = folder / CHECKPOINT_FILE
         if checkpoint.exists():
-            step, seconds, saved = checkpoints.restore(checkpoint, state)
-            state = devices.replicate(self.mesh, saved)
-            run.load(step)
-        processes.require_same(f"the step of {checkpoint}", step)
+            saved, values = checkpoints.restore(checkpoint, state)
+            state, record = devices.replicate(self.mesh, saved), Record(**values)
+        step = record.step
+        devices.require_same(f"the step of {checkpoint}", step)
         with contextlib.ExitStack() as stack:
-            if options.tensorboard and processes.is_main():
-                run.events = stack.enter_context(Events(folder, first_step=step + 1))
+            events = None
+            if options.tensorboard and devices.is_main():
+                events = stack.enter_context(_events(folder, step + 1))
             batches = stack.enter_context(contextlib.closing(self._batches(seed, step)))
             previous = batch = next(batches)
             take_step = self.step_fn(method, state, batch)
-            on_progress(step, run.mean_loss(_STEPS_PER_FETCH), run.percent_sam())
+            on_progress(record)
             pending, last_save, started = [], time.perf_counter(), time.perf_counter()
             while step < self.total_steps:
                 batch = next(batches)
@@ -218,36 +260,39 @@ class Trainer:
                 is_full = len(pending) == _STEPS_PER_FETCH
                 if not (is_end or is_stopping or is_evaluation or is_full):
                     continue
-                run.add_steps(np.stack(jax.device_get(pending)))  # waits for the device
+                record.add_steps(np.stack(jax.device_get(pending)), events)  # waits for the device
                 pending = []
-                seconds += time.perf_counter() - started
+                record.seconds += time.perf_counter() - started
                 if is_evaluation:
                     measured = task.evaluate(devices.local(self.mesh, state))
-                    run.add_evaluation(step, seconds, measured)
-                on_progress(step, run.mean_loss(_STEPS_PER_FETCH), run.percent_sam())
+                    record.add_evaluation(step / self.steps_per_epoch, measured, events)
+                on_progress(record)
                 is_late = time.perf_counter() - last_save >= options.checkpoint_seconds
-                if is_end or is_stopping or processes.decided_by_main(is_late):
-                    if processes.is_main():
-                        run.save()  # first: what it holds beyond the checkpoint is dropped
-                        checkpoints.save(checkpoint, checkpoints.Checkpoint(step, seconds, state))
+                if is_end or is_stopping or devices.decided_by_main(is_late):
+                    if devices.is_main():
+                        record.write(folder)
+                        checkpoints.save(checkpoint, state, dataclasses.asdict(record))
                     last_save = time.perf_counter()
                 if is_stopping and not is_end:
                     raise StoppedError(f"{method}, seed {seed}, at step {step}")
                 started = time.perf_counter()
+        with TemporaryDirectory() as unused:  # every process measures, and the main one writes
+            place = folder if devices.is_main() else Path(unused)
+            measures = task.finish(devices.local(self.mesh, state), place)
         result = {
             "method": method,
             "seed": seed,
             "steps": step,
-            "train_loss": run.mean_loss(self.steps_per_epoch),
-            "percent_sam": run.percent_sam(),
-            "seconds": seconds,
-            "examples_per_second": step * options.batch_size / seconds,
-            "measures": self._finish(state, folder),
-            "evaluations": run.evaluations,
+            "train_loss": record.mean_loss(self.steps_per_epoch),
+            "percent_sam": record.percent_sam,
+            "seconds": record.seconds,
+            "examples_per_second": step * options.batch_size / record.seconds,
+            "measures": measures,
+            "evaluations": record.evaluations,
             "environment": _environment(self.mesh.size),
         }
-        if processes.is_main():
-            write_json(folder / RESULT_FILE, result)
+        if devices.is_main():
+            checkpoints.write_json(folder / RESULT_FILE, result)
         return result
 
     def _batches(self, seed: int, start: int) -> Generator[Any, None, None]:
@@ -274,72 +319,14 @@ class Trainer:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _finish(self, state: Any, folder: Path) -> dict[str, float]:
-        """All measures. Every process computes them, and the main one writes figures."""
-        state = devices.local(self.mesh, state)
-        if processes.is_main():
-            return self.task.finish(state, folder)
-        with TemporaryDirectory() as unused:
-            return self.task.finish(state, Path(unused))
 
+def _events(folder: Path, first_step: int) -> Any:
+    """TensorBoard event files, which replace what earlier files hold from a step on."""
+    from tensorboardX import SummaryWriter  # slow to import
 
-class _Records:
-    """What is recorded during a run: the loss of each step, and the evaluations."""
-
-    def __init__(self, folder: Path, steps_per_epoch: int):
-        self.steps = Table(folder / "steps.csv", _STEP_COLUMNS)
-        self.evaluations: list[dict[str, float]] = []
-        self.events: Events | None = None
-        self._folder, self._steps_per_epoch = folder, steps_per_epoch
-        self._num_sampled = 0
-
-    def load(self, step: int) -> None:
-        """Reads what was recorded up to a step."""
-        file = self._folder / "evaluations.json"
-        try:
-            self.steps.load(until=step)
-            evaluations = json.loads(file.read_text(encoding="utf-8"))
-            self.evaluations = [row for row in evaluations if row["step"] <= step]
-            self._num_sampled = int(sum(self.steps.column("sampled")))
-            is_whole = self.steps.column("step") == list(range(1, step + 1))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            is_whole = False
-        if not is_whole:
-            raise CheckpointError(
-                f"{self.steps.path} or {file} is damaged: it does not hold the {step} steps of the"
-                f" checkpoint. To train this run again, delete {self._folder}."
-            )
-
-    def add_steps(self, values: np.ndarray) -> None:
-        """Adds steps: values (steps, 2), the loss and whether the step was sampled."""
-        for loss, sampled in values:
-            step = len(self.steps.rows) + 1
-            # The shortest decimal that rounds to the float32 is what the CSV file will hold.
-            row = {"loss": float(str(loss)), "sampled": int(sampled)}
-            self.steps.append(step=step, **row)
-            self._num_sampled += row["sampled"]
-            if self.events:
-                self.events.add("step", step, row)
-
-    def add_evaluation(self, step: int, seconds: float, measured: dict[str, float]) -> None:
-        epoch = step / self._steps_per_epoch
-        self.evaluations.append({"step": step, "epoch": epoch, "seconds": seconds} | measured)
-        if self.events:
-            self.events.add("evaluation", step, measured)
-
-    def save(self) -> None:
-        self.steps.save()
-        write_json(self._folder / "evaluations.json", self.evaluations)
-        if self.events:
-            self.events.flush()
-
-    def mean_loss(self, num_steps: int) -> float:
-        """The mean of the last steps, 0 before the first one."""
-        rows = self.steps.rows[-num_steps:]
-        return sum(row["loss"] for row in rows) / max(1, len(rows))
-
-    def percent_sam(self) -> float:
-        return 100 * self._num_sampled / max(1, len(self.steps.rows))
+    # The suffix separates two writers that start in the same second.
+    suffix = f".from{first_step}"
+    return SummaryWriter(str(folder), purge_step=first_step, filename_suffix=suffix)
 
 
 def _environment(num_devices: int) -> dict[str, Any]:
@@ -348,9 +335,7 @@ def _environment(num_devices: int) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": num_devices,
         "processes": jax.process_count(),
-        "cpu_cores": os.cpu_count(),
         "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        **{name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
         "arsam-jax": arsam_jax.__version__,
     }

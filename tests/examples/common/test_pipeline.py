@@ -21,13 +21,6 @@ def test_the_order_is_a_function_of_the_seed_and_the_step():
     assert (order(5) != other(5)).any()
 
 
-def test_processes_share_each_batch():
-    whole = pipeline.Order(100, 12, seed=1)
-    parts = [whole._replace(own=slice(4 * i, 4 * (i + 1))) for i in range(3)]
-    for step in (0, 7, 8, 30):
-        np.testing.assert_array_equal(np.concatenate([p(step) for p in parts]), whole(step))
-
-
 def test_augmentation_draws_by_seed_and_step():
     draws = [pipeline.augmentation_rng(*key).random() for key in ((0, 1), (0, 1), (0, 2), (1, 1))]
     assert draws[0] == draws[1]

@@ -5,7 +5,6 @@ import io
 import itertools
 import struct
 import tarfile
-import zipfile
 
 import numpy as np
 import pytest
@@ -69,9 +68,9 @@ def test_idx_files(content, message, tmp_path):
         image_sets.read_idx(tmp_path)
 
 
-def tar(kind=tarfile.REGTYPE, content=NOISE, mode="w:gz", **attributes):
+def tar(kind=tarfile.REGTYPE, content=NOISE, **attributes):
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as archive:
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
         member = tarfile.TarInfo(CIFAR_TEST)
         member.size, member.type = len(content), kind
         for name, value in attributes.items():
@@ -90,10 +89,13 @@ def tar(kind=tarfile.REGTYPE, content=NOISE, mode="w:gz", **attributes):
         (tar(content=b""), "is no whole number of images"),
         (tar(content=b"\x0a" + NOISE[1:]), "label 10"),
         (tar()[:1000], r"\(EOFError"),
-        (tar(mode="w:xz")[:-100], r"\((EOFError|LZMAError|ReadError)"),
+        (
+            tar(pax_headers={"comment": "0" * 2**25}),
+            "declares 33,554,9.. bytes, more than the 16,777",
+        ),
         (flipped(tar(), 200), r"\(\w+: "),
         (flipped(tar(), 2000), r"\(BadGzipFile: CRC check failed"),
-        (b"no archive", r"\(ReadError"),
+        (b"no archive", r"\((ReadError|BadGzipFile)"),
         (gzip.compress(bytes(10240)), f"lacks {CIFAR_TEST}. Is it of cifar10"),
     ],
     ids=itertools.count(),
@@ -111,69 +113,14 @@ def test_a_cifar_archive_that_declares_too_much(tmp_path, monkeypatch):
         image_sets.cifar("cifar10", "test", tmp_path / "cifar.tar.gz")
 
 
-def npy(array=None, header=None):
-    file = io.BytesIO()
-    if header is None:
-        np.save(file, np.arange(40) if array is None else array)
-        return file.getvalue()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
-
-
-def npz(member=None, compression=zipfile.ZIP_DEFLATED):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        archive.writestr("a.npy", npy() if member is None else member)
-    return file.getvalue()
-
-
-def patched(offset, value):
-    """An archive whose two headers of the member have a 16-bit field replaced."""
-    content = bytearray(npz())
-    local, central = 0, content.index(b"PK\x01\x02")
-    struct.pack_into("<H", content, local + offset, value)
-    struct.pack_into("<H", content, central + offset + 2, value)
-    return bytes(content)
-
-
-DEEP = "{'descr': " + "(" * 5000 + "}"
-HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s,)}"
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("npz", patched(6, 1), "encrypted"),
-        ("npz", patched(8, 99), r"\(NotImplementedError"),
-        ("npz", flipped(npz(), 60), r"\((error|BadZipFile|EOFError): "),
-        ("npz", npz()[:100], r"\(BadZipFile"),
-        ("npz", npz(b"text"), r"a in .*npz is not an array of numbers"),
-        ("npz", npz(npy(np.array(["text"]))), r"a in .*npz is not an array of numbers"),
-        ("npz", npz(npy(header=DEEP)), r"\(\w+Error"),
-        ("npz", npz(npy(header=HUGE % 10**30)), r"\((Value|Overflow|Memory)Error"),
-        ("npz", npz(npy(header=HUGE % 10**17)), r"\((Value|Overflow|Memory)Error"),
-        ("npz", npy(), "BadZipFile"),
-        ("npz", b"", "BadZipFile"),
-        ("safetensors", b"", r"\(SafetensorError"),
-        ("safetensors", struct.pack("<Q", 2**62) + b"{}", r"\(SafetensorError"),
-        ("safetensors", struct.pack("<Q", 2000) + b"[" * 2000, r"\(SafetensorError"),
-        ("pth", b"", r"neither \.npz nor \.safetensors"),
-    ],
-    ids=itertools.count(),
+    "content", [b"", struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 2000) + b"[" * 2000]
 )
-def test_files_of_weights(name, content, message, tmp_path):
-    file = tmp_path / f"weights.{name}"
+def test_files_of_weights(content, tmp_path):
+    file = tmp_path / "weights.safetensors"
     file.write_bytes(content)
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(DataError, match=rf"{file} cannot be read .*\(SafetensorError"):
         weights.load(file)
-    assert str(file) in str(error.value)
     file.unlink()
     with pytest.raises(DataError, match=r"weights\."):
         weights.load(file)
-
-
-def test_a_bomb_of_weights_is_not_decompressed(tmp_path, monkeypatch):
-    (tmp_path / "weights.npz").write_bytes(npz())
-    assert weights.load(tmp_path / "weights.npz")["a"].size == 40
-    monkeypatch.setattr(reading, "MOST_BYTES", 400)
-    with pytest.raises(DataError, match=r"weights\.npz declares 448 bytes, more than the 400"):
-        weights.load(tmp_path / "weights.npz")

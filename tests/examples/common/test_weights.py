@@ -92,13 +92,12 @@ def test_a_round_trip_through_a_file_changes_no_bit(variables, stored, tmp_path)
     filled = weights.fill(variables, stored, torch_name)
     weights.save(file, weights.to_torch(filled, torch_name))
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    np.savez(tmp_path / "weights.npz", **weights.load(file))
-    for read in (weights.load(file), weights.load(tmp_path / "weights.npz")):
-        assert read.keys() == {name for name in stored if "head" not in name and "num" not in name}
-        for name, value in read.items():
-            np.testing.assert_array_equal(value, stored[name])
-        again = weights.fill(variables, read, torch_name)
-        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, again, filled)))
+    read = weights.load(file)
+    assert read.keys() == {name for name in stored if "head" not in name and "num" not in name}
+    for name, value in read.items():
+        np.testing.assert_array_equal(value, stored[name])
+    again = weights.fill(variables, read, torch_name)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, again, filled)))
 
 
 def test_names_and_shapes_that_do_not_fit_are_listed(variables, stored):
@@ -113,5 +112,3 @@ def test_names_and_shapes_that_do_not_fit_are_listed(variables, stored):
         "1 shapes are wrong: layer1.0.conv1.weight (3, 2, 4, 8), not (8, 4, 3, 2)",
     ):
         assert part in str(error.value)
-    with pytest.raises(ValueError, match=r"gives two modules the name of same\.bias"):
-        weights.to_torch(variables, lambda path: "same")
