@@ -119,5 +119,7 @@ def plot(found: dict[tuple[str, str], list[float]], path: Path) -> None:
         axis.set_title(measure.replace("_", " "), fontsize=9)
         axis.set_yticks(range(len(arms)), arms)
         axis.tick_params(labelsize=8)
-    figure.supxlabel("bits per byte more than AdamW, at equal clean loss (left is better)")
+        axis.locator_params(axis="x", nbins=3)
+    label = "bits per byte more than AdamW, at equal clean loss (left is better)"
+    figure.supxlabel(label, fontsize=9)
     figure.savefig(path, dpi=90)

@@ -7,9 +7,10 @@ import pytest
 from benchmarks import table
 from benchmarks.accuracy import report as accuracy
 from benchmarks.cost import report as cost
+from benchmarks.language import report as language
 from benchmarks.paper import report as paper
 
-REPORTS = {"accuracy": accuracy, "cost": cost, "paper": paper}
+REPORTS = {"accuracy": accuracy, "cost": cost, "paper": paper, "language": language}
 FILES = sorted(table.RESULTS.glob("*.csv"))
 
 
