@@ -189,6 +189,7 @@ def test_a_resumed_run_ends_with_the_same_bits_on_other_seeds_too(digits, tmp_pa
     assert len(trainer._steps) == 1
 
 
+@pytest.mark.long
 def test_a_smoke_run_of_a_row_of_the_paper(tmp_path, capsys):
     """CIFAR-100, without the data: the network of the row is replaced by a small one."""
     arguments = ["--row", "table3/cifar100_wrn28_10_arsam", "--smoke", "--output", str(tmp_path)]

@@ -81,9 +81,8 @@ def test_rounding_takes_the_nearest_of_the_levels_of_each_output(params, bits):
     assert jnp.array_equal(result["up_0"]["bias"], params["up_0"]["bias"])
 
 
-@pytest.mark.parametrize(
-    "methods", ["base", pytest.param("base sampa --evaluate-every 1", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("methods", ["base", "base sampa --evaluate-every 1"])
 def test_the_program_trains_tunes_and_rounds(methods, tmp_path):
     text = tmp_path / "text.txt"
     text.write_bytes(b"the quick brown fox jumps over the lazy dog. " * 1000)
