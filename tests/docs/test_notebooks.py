@@ -43,7 +43,7 @@ def fifteen_minutes(names):
 def flatness(names):
     for name in ("SAM", "ARSAM"):
         assert names["accuracy"][name] > names["accuracy"]["SGD"] + 0.05
-        assert names["loss"](names["networks"][name]) > names["loss"](names["start"])
+        assert names["loss"](names["networks"][name]) > names["loss"](names["networks"]["SGD"])
         for measure in ("largest", "trace"):
             assert 2 * names[measure][name] < names[measure]["SGD"]
         assert 2 * names["rises"][name][-1] < names["rises"]["SGD"][-1]
