@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 SOURCES = [page for page in sorted(DOCS.rglob("*.md")) if DOCS / "_build" not in page.parents]
-READMES = sorted(ROOT.glob("examples/**/README.md")) + [ROOT / "benchmarks/README.md"]
+READMES = [*sorted(ROOT.glob("examples/**/README.md")), ROOT / "benchmarks/README.md"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *READMES, *SOURCES]
 FIGURES = re.findall(r'^    "(\w+)": \w+_figure,$', (DOCS / "figures.py").read_text(), re.MULTILINE)
 API = sorted((DOCS / "api").glob("*.md"))
