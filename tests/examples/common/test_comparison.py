@@ -114,6 +114,14 @@ def test_a_comparison_leaves_a_table_and_all_numbers(tmp_path, capsys):
     assert numbers["runs"]["sam"][0]["measures"]["loss"] == losses[0]
 
 
+def test_a_short_run_of_arsam_with_long_segments_is_warned_about(tmp_path, capsys):
+    arguments = ("--method", "arsam", "--seeds", "0", "--segment-length")
+    assert run(tmp_path / "short", *arguments, "10") == 0
+    assert "Warning" not in capsys.readouterr().out
+    assert run(tmp_path / "long", *arguments, "20") == 0
+    assert "changes only 1 times in 24 steps" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("name", ["_a", "a$b", "$\\frac$ü"])
 def test_any_name_survives_in_figures_and_on_the_console(name, tmp_path, monkeypatch):
     run_of = {"step": 1, "epoch": 1.0, "seconds": 1.0, "loss": 2.0}
