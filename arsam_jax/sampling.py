@@ -189,9 +189,10 @@ def gradient_norm_gate(
         old = jnp.asarray(decay, jnp.float32)
         mean = old * state.mean + (1 - old) * x
         # The variance is the fourth power of a norm and would overflow. Its root does not.
-        deviation = jnp.hypot(
-            jnp.sqrt(old) * state.deviation, jnp.sqrt(1 - old) * jnp.abs(x - mean)
-        )
+        parts = jnp.sqrt(old) * state.deviation, jnp.sqrt(1 - old) * jnp.abs(x - mean)
+        is_zero = (parts[0] == 0) & (parts[1] == 0)  # where the derivative would be NaN
+        safe = jnp.where(is_zero, 1, parts[0])
+        deviation = jnp.where(is_zero, 0, jnp.hypot(safe, parts[1]))
         is_finite = jnp.isfinite(x)
         mean = jnp.where(is_finite, mean, state.mean)
         deviation = jnp.where(is_finite, deviation, state.deviation)
