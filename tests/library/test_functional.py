@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.special
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import arsam_jax
@@ -239,7 +239,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch():
 @pytest.mark.parametrize("regime", ["pmap", "shard_map", "shard_map_unchecked", "jit"])
 def test_devices_equal_one(regime):
     tx, expected = on_one_device()
-    mesh = jax.make_mesh((4,), ("batch",), devices=jax.devices()[:4])
+    mesh = Mesh(jax.devices()[:4], ("batch",))
     axis_name = None if regime == "jit" else "batch"
     step = make_step(tx, functional.value_and_grad(outputs_fn, loss_fn, axis_name=axis_name))
     state = make_params(), tx.init(make_params())
